@@ -1,0 +1,67 @@
+"""Events -> structured log lines on stderr; standard output belongs to the program."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+import structlog
+
+from runcap.guardrails.events import (
+    BudgetWarned,
+    CallEnded,
+    CallRefused,
+    Event,
+    RunEnded,
+    RunStopped,
+    ToolStarted,
+)
+from runcap.guardrails.money import show_usd
+
+
+class LogSink:
+    """One line an event that matters: calls, tools, refusals, warnings, the end of a run. Never any content.
+
+    Args:
+        logger: a structlog logger of your own set-up; by default one line of `key=value` pairs each.
+        stream: where the default logger writes, standard error if not given.
+    """
+
+    def __init__(self, logger: structlog.typing.FilteringBoundLogger | None = None, stream: TextIO | None = None) -> None:
+        self._log = logger if logger is not None else _default_logger(stream or sys.stderr)
+
+    def __call__(self, event: Event) -> None:
+        """Log one event."""
+        log = self._log.bind(run=event.run.id[:8], **event.run.tags)
+        match event:
+            case CallEnded():
+                cost = None if event.cost_nano is None else show_usd(event.cost_nano)
+                tokens = event.usage.total_tokens if event.usage else None
+                told = {"step": event.step, "model": event.model, "state": event.state, "tokens": tokens, "cost": cost}
+                log.info("call", **told, **({"error": event.error_type} if event.error_type else {}))
+            case ToolStarted():
+                log.info("tool", name=event.name)
+            case CallRefused():
+                d = event.details
+                log.warning("refused", kind=event.kind, unit=d.unit, cap=d.show(d.cap), spent=d.show(d.spent))
+            case BudgetWarned():
+                log.warning("budget", unit=event.unit, share=event.share)
+            case RunStopped():
+                log.warning("stopped", reason=event.reason)
+            case RunEnded():
+                spent = event.balance.spent
+                log.info("run ended", spent=show_usd(spent.nano), steps=spent.steps, verdict=event.verdict)
+            case _:
+                pass
+
+
+def _default_logger(stream: TextIO) -> structlog.typing.FilteringBoundLogger:
+    processors: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso"),
+        structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event", "run"]),
+    ]
+    logger: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
+        structlog.PrintLogger(stream), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
+    return logger

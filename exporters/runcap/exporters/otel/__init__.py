@@ -1,0 +1,1 @@
+"""OpenTelemetry: the strings, the spans, and the OTLP set-up."""

@@ -1,0 +1,111 @@
+"""What the user sets: the caps of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from .amounts import Caps
+from .money import MAX_NANO, Money, to_nano, to_usd
+
+_MAX_COUNT = 2**53
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Budget:
+    """Caps on one run. Each defaults to none; at least one is given.
+
+    Args:
+        usd: dollars of model calls, finest a nano-dollar.
+        steps: model calls admitted, by whomever in the run; every attempt counts.
+        tool_calls: tool calls admitted.
+        tokens: input plus output tokens.
+        seconds: wall clock from the run's start to the last admission.
+        warn_at: shares of any cap, between 0 and 1, at which a `BudgetWarned` event is emitted, once each.
+        strict: refuse calls whose cost the request does not bound (see "What a cap guarantees" in the README).
+
+    Raises:
+        TypeError: a cap of the wrong type.
+        ValueError: no cap at all, or a cap that is zero, negative, not finite or absurdly large.
+    """
+
+    usd: Decimal | None
+    steps: int | None
+    tool_calls: int | None
+    tokens: int | None
+    seconds: float | None
+    warn_at: tuple[float, ...]
+    strict: bool
+
+    def __init__(
+        self,
+        *,
+        usd: Money | None = None,
+        steps: int | None = None,
+        tool_calls: int | None = None,
+        tokens: int | None = None,
+        seconds: float | None = None,
+        warn_at: Sequence[float] = (0.8,),
+        strict: bool = False,
+    ) -> None:
+        if usd is None and steps is None and tool_calls is None and tokens is None and seconds is None:
+            raise ValueError(
+                'Budget needs at least one cap: usd, steps, tool_calls, tokens or seconds, e.g. Budget(usd="0.50", steps=25)'
+            )
+        _set(self, "usd", None if usd is None else _dollars(usd))
+        _set(self, "steps", _count(steps, "steps"))
+        _set(self, "tool_calls", _count(tool_calls, "tool_calls"))
+        _set(self, "tokens", _count(tokens, "tokens"))
+        _set(self, "seconds", _seconds(seconds))
+        _set(self, "warn_at", _shares(warn_at))
+        if type(strict) is not bool:
+            raise TypeError(f"Budget.strict must be True or False, got {strict!r}")
+        _set(self, "strict", strict)
+
+    @property
+    def caps(self) -> Caps:
+        """The caps a ledger keeps (all but the clock), dollars in nano-dollars."""
+        nano = None if self.usd is None else to_nano(self.usd, "usd")
+        return Caps(nano=nano, tokens=self.tokens, steps=self.steps, tool_calls=self.tool_calls)
+
+
+def _set(budget: Budget, name: str, value: object) -> None:
+    object.__setattr__(budget, name, value)
+
+
+def _dollars(value: Money) -> Decimal:
+    nano = to_nano(value, "Budget.usd")
+    if nano == 0:
+        raise ValueError(f"Budget.usd must be above zero, got {value!r}; to forbid model calls altogether, attach none")
+    return to_usd(min(nano, MAX_NANO))
+
+
+def _count(value: object, name: str) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int:
+        raise TypeError(f"Budget.{name} must be a whole number, got {value!r} ({type(value).__name__})")
+    if not 1 <= value <= _MAX_COUNT:
+        raise ValueError(f"Budget.{name} must be at least 1 and at most 2**53, got {value}")
+    return value
+
+
+def _seconds(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Budget.seconds must be a number of seconds, got {value!r} ({type(value).__name__})")
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"Budget.seconds must be finite and above zero, got {value!r}")
+    return float(value)
+
+
+def _shares(values: Sequence[float]) -> tuple[float, ...]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise TypeError(f"Budget.warn_at must be a sequence of shares such as (0.5, 0.8), got {values!r}")
+    for share in values:
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
+            raise ValueError(f"Budget.warn_at holds shares between 0 and 1, got {share!r}")
+    return tuple(sorted({float(share) for share in values}))

@@ -1,0 +1,211 @@
+"""What a call can cost at most, and what it will likely cost, before it is made.
+
+A byte of UTF-8 is at most one token for every byte-level tokenizer, so bytes bound text; what the provider itself
+counted before (an unchanged prefix, a message seen) replaces the bound by the count. Statistics serve only the
+expected value. The figures were measured on the o200k and the newest Claude tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from math import ceil
+from threading import Lock
+
+from .amounts import Amounts
+from .ratecard import CacheWrites, RateCard
+from .usage import Usage
+
+MESSAGE_FRAMING = 12
+"""Tokens around one message or tool schema, at most: role, separators, names of fields."""
+
+EXPECTED_FRAMING = 4
+"""Tokens around one message, typically."""
+
+STRICT_CLAUDE = 2.1
+"""Claude tokens per byte of adversarial text (normalised; natural text stays below 1). Used by `Budget(strict=True)`."""
+
+EXPECTED_PER_BYTE = {"openai": 0.30, "azure": 0.30, "anthropic": 0.47}
+EXPECTED_PER_BYTE_OTHERWISE = 0.47
+EXPECTED_PER_WIDE_BYTE = 0.6
+"""For bytes beyond ASCII: CJK and other scripts of several bytes a character."""
+
+IMAGE_BOUND = {"anthropic": 4_005, "google": 1_101}
+"""Tokens of the largest image, by provider."""
+
+IMAGE_BOUND_OTHERWISE = 48_169
+"""gpt-4o-mini's price for a 768 x 2048 image (2,833 + 8 tiles of 5,667), the dearest published rule."""
+
+IMAGE_EXPECTED = 1_500
+OUTPUT_EXPECTED = 1_024
+"""Output tokens of a model nothing is known about yet."""
+
+_MEASURED = 16_384
+_WEIGHT = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is known of a call's input without sending it.
+
+    `measured` tokens were counted by the provider in an earlier call; the bytes, messages (tool schemas count as one
+    each) and images are what is new. `normalised_bytes` is the largest of the raw, NFC and NFKC forms.
+    `bounded` is False where the request does not bound its input: file ids, URLs, audio, server-side conversation.
+    """
+
+    measured: int = 0
+    ascii_bytes: int = 0
+    wide_bytes: int = 0
+    normalised_bytes: int = 0
+    messages: int = 0
+    images: int = 0
+    bounded: bool = True
+
+    def most(self, provider: str | None, *, strict: bool = False) -> int:
+        """The most input tokens this can be."""
+        size = self.ascii_bytes + self.wide_bytes
+        if strict and provider in ("anthropic", "aws", None):
+            size = ceil(STRICT_CLAUDE * max(size, self.normalised_bytes))
+        images = self.images * IMAGE_BOUND.get(provider or "", IMAGE_BOUND_OTHERWISE)
+        return self.measured + size + MESSAGE_FRAMING * self.messages + images
+
+    def expected(self, provider: str | None) -> int:
+        """The input tokens this likely is."""
+        rate = EXPECTED_PER_BYTE.get(provider or "", EXPECTED_PER_BYTE_OTHERWISE)
+        text = ceil(self.ascii_bytes * rate + self.wide_bytes * EXPECTED_PER_WIDE_BYTE)
+        return self.measured + text + EXPECTED_FRAMING * self.messages + IMAGE_EXPECTED * self.images
+
+
+def expected_tokens(size: int, provider: str | None) -> int:
+    """The tokens `size` bytes of output likely were."""
+    return ceil(size * EXPECTED_PER_BYTE.get(provider or "", EXPECTED_PER_BYTE_OTHERWISE))
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bound and expected value of a call. `soft_because` says why the bound is no bound; empty when it is one."""
+
+    input_most: int
+    input_expected: int
+    output_most: int | None
+    output_expected: int
+    most: Amounts | None
+    expected: Amounts
+    soft_because: tuple[str, ...] = ()
+
+    @property
+    def hard(self) -> bool:
+        """The call cannot cost more than `most`."""
+        return not self.soft_because
+
+    @property
+    def hold(self) -> Amounts:
+        """What to reserve: the bound of a hard call, the expected cost of any other."""
+        return self.most if self.most is not None and self.hard else self.expected
+
+
+def estimate(
+    prompt: Prompt,
+    *,
+    provider: str | None,
+    card: RateCard | None,
+    output_cap: int | None,
+    output_ceiling: int | None,
+    choices: int = 1,
+    typical_output: float | None = None,
+    attempts_seen: bool = True,
+    cache_writes: CacheWrites = "none",
+    strict: bool = False,
+) -> Estimate:
+    """Bound and expected value of one call.
+
+    Args:
+        prompt: its input.
+        provider: its provider's id in the price data.
+        card: its price; None where no cap needs one, and money is then left at zero.
+        output_cap: the request's own output cap, tokens a choice.
+        output_ceiling: the model's own ceiling, tokens a choice; a larger cap means this.
+        choices: how many answers are asked for.
+        typical_output: the mean output of the calls seen so far, tokens a call.
+        attempts_seen: no client retries behind the call's back.
+        cache_writes: the dearest cache write the request can cause.
+        strict: bound adversarial text too.
+    """
+    limits = [limit for limit in (output_cap, output_ceiling) if limit is not None]
+    output_most = min(limits) * choices if limits else None
+    likely = ceil(typical_output) if typical_output is not None else OUTPUT_EXPECTED * choices
+    output_expected = likely if output_most is None else min(likely, output_most)
+    input_most = prompt.most(provider, strict=strict)
+    input_expected = min(prompt.expected(provider), input_most)
+    return Estimate(
+        input_most=input_most,
+        input_expected=input_expected,
+        output_most=output_most,
+        output_expected=output_expected,
+        most=None if output_most is None else _most(card, input_most, output_most, cache_writes),
+        expected=_expected(card, input_expected, output_expected),
+        soft_because=_soft(prompt, output_cap, attempts_seen=attempts_seen),
+    )
+
+
+def _most(card: RateCard | None, input_tokens: int, output_tokens: int, writes: CacheWrites) -> Amounts:
+    nano = 0 if card is None else card.most_nano(input_tokens, output_tokens, writes)
+    return Amounts(nano=nano, tokens=input_tokens + output_tokens, steps=1)
+
+
+def _expected(card: RateCard | None, input_tokens: int, output_tokens: int) -> Amounts:
+    nano = 0 if card is None else card.nano(Usage(input_tokens, output_tokens))
+    return Amounts(nano=nano, tokens=input_tokens + output_tokens, steps=1)
+
+
+def _soft(prompt: Prompt, output_cap: int | None, *, attempts_seen: bool) -> tuple[str, ...]:
+    reasons = []
+    if output_cap is None:
+        reasons.append("no output cap in the request (set max_tokens)")
+    if not prompt.bounded:
+        reasons.append("input the request does not bound (file ids, URLs, audio or server-side state)")
+    if not attempts_seen:
+        reasons.append("retries inside the client (set max_retries=0)")
+    return tuple(reasons)
+
+
+class Measured:
+    """Token counts the providers gave, by digest of what was counted; the most recent 16,384."""
+
+    def __init__(self) -> None:
+        self._counts: OrderedDict[bytes, int] = OrderedDict()
+
+    def get(self, digest: bytes) -> int | None:
+        """The count, None where it was never measured."""
+        return self._counts.get(digest)
+
+    def put(self, digest: bytes, tokens: int) -> None:
+        """Remember a count."""
+        self._counts[digest] = tokens
+        while len(self._counts) > _MEASURED:
+            try:
+                self._counts.popitem(last=False)
+            except KeyError:
+                return
+
+
+class TypicalOutput:
+    """A moving mean of each model's output, for the expected value only."""
+
+    def __init__(self) -> None:
+        self._means: dict[str, float] = {}
+        self._lock = Lock()
+
+    def get(self, model: str | None) -> float | None:
+        """Mean output tokens of a call to `model`, None before the first."""
+        return self._means.get(model or "")
+
+    def add(self, model: str | None, tokens: int) -> None:
+        """Count one more call."""
+        if not self._lock.acquire(blocking=False):
+            return  # a finalizer interrupted add(); one sample more or less is no matter
+        try:
+            mean = self._means.get(model or "")
+            self._means[model or ""] = tokens if mean is None else mean + _WEIGHT * (tokens - mean)
+        finally:
+            self._lock.release()

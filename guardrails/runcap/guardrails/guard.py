@@ -1,0 +1,404 @@
+"""The guard: one budget policy, the runs under it, and the one way through for every call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+from .admission import Steps, admit, adrive, drive
+from .amounts import Amounts
+from .budget import Budget
+from .clock import Clock, NewId, SystemClock, new_id
+from .errors import BudgetExceeded, RefusalDetails, Refused, UnboundedCall, UnpricedModel
+from .estimate import Estimate, Measured, TypicalOutput, estimate
+from .events import CallRefused, CallStarted, Event, RunEnded, RunStarted, RunStopped, Sink
+from .ledger import Grant, Ledger, MemoryLedger, Offer, Settlement
+from .permit import Permit
+from .pricing import NoPrice, PriceBook
+from .ratecard import RateCard
+from .request import Request
+from .run import Run, ambient
+
+_log = logging.getLogger("runcap")
+
+_UNSURE = 1_024
+"""How many calls that ended as unknown are kept, in case their usage arrives after all."""
+
+
+class Guard:
+    """Holds runs to a budget. Hand it, or a bare `Budget`, to any attach point.
+
+    Args:
+        budget: the caps of each run; every root run gets the whole of it.
+        prices: where prices come from; the bundled data by default.
+        ledger: where holds and spend are kept; this process's memory by default.
+        sinks: who is told what happened. None lets the adapter add its default (spans on the global tracer
+            provider); `()` is none.
+        unscoped: `"share"` puts calls outside every run and agent into one default run that lasts as long as the
+            guard; `"refuse"` refuses them.
+        clock: where time comes from.
+        new_id: where run ids come from.
+
+    Raises:
+        TypeError: `budget` is no Budget.
+        ValueError: `unscoped` is neither `"share"` nor `"refuse"`.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        *,
+        prices: PriceBook | None = None,
+        ledger: Ledger | None = None,
+        sinks: Sequence[Sink] | None = None,
+        unscoped: Literal["share", "refuse"] = "share",
+        clock: Clock | None = None,
+        new_id: NewId = new_id,
+    ) -> None:
+        if not isinstance(budget, Budget):
+            raise TypeError(f'Guard needs a Budget, e.g. Guard(Budget(usd="0.50")); got {type(budget).__name__}')
+        if unscoped not in ("share", "refuse"):
+            raise ValueError(f'Guard.unscoped must be "share" or "refuse", got {unscoped!r}')
+        self.budget = budget
+        self.prices = prices if prices is not None else PriceBook()
+        self.ledger: Ledger = ledger if ledger is not None else MemoryLedger()
+        self.clock: Clock = clock if clock is not None else SystemClock()
+        self.measured = Measured()
+        self.typical_output = TypicalOutput()
+        self._sinks: tuple[Sink, ...] | None = None if sinks is None else tuple(sinks)
+        self._new_id = new_id
+        self._unscoped = unscoped
+        self._permits: dict[str, Permit] = {}
+        self._unsure: dict[str, Permit] = {}
+        self._claims: dict[str, tuple[object]] = {}
+        self._named: dict[str, Run] = {}
+        self._naming = threading.RLock()  # a finalizer may end a run in the middle of naming another
+        self._default: Run | None = None
+        self._tasks: WeakKeyDictionary[asyncio.Task[object], set[str]] = WeakKeyDictionary()
+        self._deferred: deque[Callable[[], None]] = deque()
+        self._emitting = threading.local()
+        self._reported: set[tuple[int, str]] = set()
+        self.prices.warm()
+
+    # Runs
+
+    def run(self, *, budget: Budget | None = None, **tags: str) -> Run:
+        """A run, to be entered with `with` or `async with`.
+
+        Tags such as `task`, `user`, `feature`, `team` and `prompt_version` label it. `budget` is its own caps: by
+        default the guard's for an outermost run, and none but the outer run's for a nested one.
+
+        Raises:
+            TypeError: a tag that is no string, or a budget that is none.
+        """
+        for name, value in tags.items():
+            if not isinstance(value, str):
+                raise TypeError(f"tag {name} must be a string, got {value!r} ({type(value).__name__})")
+        if budget is not None and not isinstance(budget, Budget):
+            raise TypeError(f"budget must be a Budget, got {type(budget).__name__}")
+        parent = self.current_run()
+        own = budget if budget is not None or parent is not None else self.budget
+        return Run(self, run_id=self._new_id(), parent=parent, budget=own, tags=tags)
+
+    def current_run(self) -> Run | None:
+        """The innermost `with guard.run(...)` around this call that is not over; None outside of any."""
+        run = ambient.get()
+        while run is not None and (run.ended or not run.belongs_to(self)):
+            run = run.enclosing()
+        return run
+
+    def open_run(self, *, tags: dict[str, str] | None = None, conversation_id: str | None = None) -> Run:
+        """For adapters: a run with the whole budget, begun now; end it with `run.end()`."""
+        run = Run(self, run_id=self._new_id(), budget=self.budget, tags=tags, conversation_id=conversation_id)
+        self.opened(run)
+        return run
+
+    def named_run(self, run_id: str, tags: dict[str, str] | None = None) -> Run:
+        """The run of this id, begun at its first call; the same one until it is ended with `run.end()`."""
+        with self._naming:
+            run = self._named.get(run_id)
+            if run is not None and not run.ended:
+                return run
+            run = self._named[run_id] = Run(self, run_id=run_id, budget=self.budget, tags=tags)
+        self.opened(run)
+        return run
+
+    @property
+    def default_run(self) -> Run:
+        """The run of all calls outside every other; it lasts as long as the guard."""
+        with self._naming:
+            if self._default is not None:
+                return self._default
+            run = self._default = Run(self, run_id=self._new_id(), budget=self.budget)
+        self.opened(run)
+        return run
+
+    def opened(self, run: Run) -> None:
+        """A run began."""
+        self.emit(RunStarted(time_ns=self.clock.time_ns(), run=run.info))
+
+    def closed(self, run: Run) -> None:
+        """A run ended."""
+        with self._naming:
+            self._named.pop(run.id, None)
+        event = RunEnded(time_ns=self.clock.time_ns(), run=run.info, balance=run.balance, verdict=run.verdict)
+        self.emit(event)
+
+    def stopped(self, run: Run, reason: str) -> None:
+        """A run was stopped."""
+        self.emit(RunStopped(time_ns=self.clock.time_ns(), run=run.info, reason=reason))
+
+    # Calls
+
+    def admit(self, request: Request, run: Run | None = None) -> Permit:
+        """Admit a model call, or refuse it. `run` None: the default run, or refused if the guard was told so.
+
+        Raises:
+            Refused: one of its kinds; nothing was held and no call may be made.
+        """
+        run = self._run_or_refuse(request, run)
+        try:
+            prepared = self._prepare(request, run)
+            grant = drive(self._admission(request, run, prepared[0]), self.ledger)
+        except Refused as refused:
+            self._refused(request.call_id, request.parent_id, run, refused)
+            raise
+        return self._permit(request, run, prepared, grant)
+
+    async def aadmit(self, request: Request, run: Run | None = None) -> Permit:
+        """`admit`, without blocking the loop."""
+        run = self._run_or_refuse(request, run)
+        try:
+            prepared = self._prepare(request, run)
+            grant = await adrive(self._admission(request, run, prepared[0]), self.ledger)
+        except Refused as refused:
+            self._refused(request.call_id, request.parent_id, run, refused)
+            raise
+        return self._permit(request, run, prepared, grant)
+
+    def admit_tool(self, call_id: str, run: Run | None = None, parent_id: str | None = None) -> None:
+        """Count a tool call, or refuse it.
+
+        Raises:
+            Refused: the run's tool calls or its seconds are used up, or it is stopped.
+        """
+        run = run or self.current_run() or self.default_run
+        one = Amounts(tool_calls=1)
+        try:
+            self._check_clock(run, None)
+            grant = drive(admit(call_id, (Offer(one, one, one),), run.accounts), self.ledger)
+        except Refused as refused:
+            self._refused(call_id, parent_id, run, refused)
+            raise
+        self._warn(run, grant)
+
+    def permit(self, call_id: str, *, ended: bool = False) -> Permit | None:
+        """The permit of a call in flight; with `ended`, also of one whose usage may still arrive."""
+        permit = self._permits.get(call_id)
+        return self._unsure.get(call_id) if permit is None and ended else permit
+
+    def claim(self, call_id: str, owner: object) -> bool:
+        """Take a call on; False where it was taken before, by this owner or another."""
+        token = (owner,)
+        return self._claims.setdefault(call_id, token) is token
+
+    def unclaim(self, call_id: str) -> None:
+        """Give a call up."""
+        self._claims.pop(call_id, None)
+
+    def ended(self, permit: Permit, settlement: Settlement | None) -> None:
+        """A permit ended: forget it, warn, and close runs that were waiting for it."""
+        if permit.state == "unknown":
+            self._unsure[permit.call_id] = permit
+            while len(self._unsure) > _UNSURE:
+                self._unsure.pop(next(iter(self._unsure)), None)
+        self._permits.pop(permit.call_id, None)
+        self.unclaim(permit.call_id)
+        for run, balance in zip(permit.run.outward(), settlement.balances if settlement else (), strict=False):
+            run.warn(balance)
+        for run in permit.run.outward():
+            run.close_when_idle()
+
+    def reap(self, call_id: str, error_type: str = "CancelledError") -> None:
+        """End a call nobody will report on any more: charged what was seen, the rest unknown."""
+        permit = self._permits.get(call_id)
+        if permit is not None:
+            permit.abandon(error_type)
+
+    def reap_with_task(self, permit: Permit) -> None:
+        """Reap this call when the current task is done, should nobody have ended it by then."""
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            return
+        if task is None:
+            return
+        calls = self._tasks.get(task)
+        if calls is None:
+            calls = self._tasks[task] = set()
+            task.add_done_callback(self._task_done)
+        calls.add(permit.call_id)
+        for call_id in [one for one in calls if one not in self._permits]:
+            calls.discard(call_id)
+
+    def defer(self, action: Callable[[], None]) -> None:
+        """Leave an action to the next use of this guard; safe in finalizers, which may run anywhere."""
+        self._deferred.append(action)
+
+    def drain(self) -> None:
+        """Do what finalizers left."""
+        while self._deferred:
+            try:
+                action = self._deferred.popleft()
+            except IndexError:
+                return
+            action()
+
+    # Sinks
+
+    def add_default_sinks(self, sinks: Sequence[Sink]) -> None:
+        """For adapters: use these if the user left `sinks` to the adapter."""
+        if self._sinks is None:
+            self._sinks = tuple(sinks)
+
+    def emit(self, event: Event) -> None:
+        """Tell the sinks, in order; one thread's events never overlap, even when a finalizer interrupts a sink."""
+        waiting: deque[Event] | None = getattr(self._emitting, "waiting", None)
+        if waiting is not None:
+            waiting.append(event)
+            return
+        waiting = self._emitting.waiting = deque([event])
+        try:
+            while waiting:
+                self._deliver(waiting.popleft())
+        finally:
+            self._emitting.waiting = None
+
+    def _deliver(self, event: Event) -> None:
+        for index, sink in enumerate(self._sinks or ()):
+            try:
+                sink(event)
+            except Exception as error:  # noqa: BLE001 - a sink is foreign code and must never touch the call
+                key = (index, type(error).__name__)
+                if key not in self._reported:
+                    self._reported.add(key)
+                    _log.warning("runcap: sink %r failed with %s; said once", sink, type(error).__name__)
+
+    # Inside
+
+    def _run_or_refuse(self, request: Request, run: Run | None) -> Run:
+        self.drain()
+        run = run or self.current_run()
+        if run is not None:
+            return run
+        if self._unscoped == "share":
+            return self.default_run
+        raise BudgetExceeded(
+            RefusalDetails(
+                reason="a model call outside every run",
+                way_out='Wrap it in "with guard.run():", or allow it with Guard(unscoped="share")',
+                run_id="-",
+                model=request.model,
+            )
+        )
+
+    def _prepare(self, request: Request, run: Run) -> tuple[Estimate, RateCard | None]:
+        self._check_clock(run, request.model)
+        card = self._card(request, run)
+        strict = any(outer.budget is not None and outer.budget.strict for outer in run.outward())
+        known = estimate(
+            request.prompt,
+            provider=request.provider,
+            card=card,
+            output_cap=request.output_cap,
+            output_ceiling=request.output_ceiling,
+            choices=request.choices,
+            typical_output=self.typical_output.get(request.model),
+            attempts_seen=request.attempts_seen,
+            cache_writes=request.cache_writes,
+            strict=strict,
+        )
+        if strict and not known.hard:
+            reason = f"a strict budget and a call that bounds its cost no further: {'; '.join(known.soft_because)}"
+            way_out = "Bound the request, or use Budget(strict=False)"
+            raise UnboundedCall(RefusalDetails(reason=reason, way_out=way_out, run_id=run.id, model=request.model))
+        return known, card
+
+    def _card(self, request: Request, run: Run) -> RateCard | None:
+        try:
+            card = self.prices.card(request.model or "", provider=request.provider, context=request.context)
+            if card.prices_output:
+                return card
+            reason = f"model {request.model!r} has no price for output tokens"
+        except NoPrice as error:
+            reason = str(error)
+        if all(account.caps.nano is None for account in run.accounts):
+            return None
+        way_out = "Give the price, or use a budget without dollars"
+        raise UnpricedModel(RefusalDetails(reason=reason, way_out=way_out, run_id=run.id, model=request.model))
+
+    def _check_clock(self, run: Run, model: str | None) -> None:
+        for outer in run.outward():
+            seconds = outer.budget.seconds if outer.budget else None
+            elapsed = outer.elapsed()
+            if seconds is not None and elapsed >= seconds:
+                raise BudgetExceeded(
+                    RefusalDetails(
+                        reason="budget exceeded",
+                        way_out="The way out: a larger Budget(seconds=...)",
+                        run_id=outer.id,
+                        unit="seconds",
+                        cap=int(seconds),
+                        spent=int(elapsed),
+                        model=model,
+                    )
+                )
+
+    def _admission(self, request: Request, run: Run, known: Estimate) -> Steps[Grant]:
+        offer = Offer(most=known.hold, least=known.hold, expected=known.expected)
+        return admit(request.call_id, (offer,), run.accounts, request.model)
+
+    def _permit(
+        self, request: Request, run: Run, prepared: tuple[Estimate, RateCard | None], grant: Grant
+    ) -> Permit:
+        permit = Permit(self, run, request, *prepared, grant)
+        self._permits[request.call_id] = permit
+        self.emit(
+            CallStarted(
+                time_ns=permit.started_ns,
+                run=run.info,
+                call_id=request.call_id,
+                parent_id=request.parent_id,
+                model=request.model,
+                provider=request.provider,
+                stream=request.stream,
+                output_cap=request.output_cap,
+                guarantee="hard" if permit.estimate.hard else "expected",
+                held_nano=grant.amount.nano,
+                step=permit.step,
+            )
+        )
+        self._warn(run, grant)
+        return permit
+
+    def _warn(self, run: Run, grant: Grant) -> None:
+        for outer, balance in zip(run.outward(), grant.balances, strict=False):
+            outer.warn(balance)
+
+    def _refused(self, call_id: str, parent_id: str | None, run: Run, refused: Refused) -> None:
+        now = self.clock.time_ns()
+        kind = type(refused).__name__
+        self.emit(
+            CallRefused(
+                time_ns=now, run=run.info, call_id=call_id, parent_id=parent_id, kind=kind, details=refused.details
+            )
+        )
+
+    def _task_done(self, task: asyncio.Task[object]) -> None:
+        for call_id in self._tasks.pop(task, ()):
+            self.reap(call_id)

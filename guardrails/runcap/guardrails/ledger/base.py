@@ -1,0 +1,169 @@
+"""The ledger: the record of money. Reserve, then settle or release; what may have been billed stays as unknown.
+
+The life of a hold: `reserve` -> held -> `settle` (spent, and perhaps an unknown rest) or `release`. A settled rest is
+reconciled by settling the same call once more. The ledger decides nothing but whether an offer fits, in one atomic
+step over every account, so that a store across a network costs one round trip and nothing races between check and hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..amounts import NO_CAPS, UNITS, ZERO, Amounts, Caps
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One way a call could be made.
+
+    `most` is the dearest it can cost, `least` the smallest hold it can still be made with (its output clamped),
+    `expected` what it will likely cost. `tier` names the model it would use, None for the one asked for.
+    """
+
+    most: Amounts
+    least: Amounts
+    expected: Amounts
+    tier: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a hold is charged to: a run's budget, or a limit's window. The caps come along with each call."""
+
+    id: str
+    caps: Caps = NO_CAPS
+    scope: str = "run"
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """An account at an instant. `expected` is the expected cost of what is held; `caps` include top-ups."""
+
+    account_id: str
+    caps: Caps = NO_CAPS
+    spent: Amounts = ZERO
+    held: Amounts = ZERO
+    unknown: Amounts = ZERO
+    expected: Amounts = ZERO
+    in_flight: int = 0
+    stopped: str | None = None
+
+    @property
+    def used(self) -> Amounts:
+        """Spent, held and unknown together: what the cap is compared with."""
+        return self.spent.plus(self.held).plus(self.unknown)
+
+    def free(self, unit: int) -> int | None:
+        """What is left of a cap (never below zero), None without a cap. `unit` is an index into `UNITS`."""
+        cap = self.caps[unit]
+        return None if cap is None else max(0, cap - self.used[unit])
+
+    def lacking(self, needed: Amounts) -> str | None:
+        """The first unit in which `needed` does not fit, as a name of `UNITS`; None if all fit."""
+        for unit, amount in enumerate(needed):
+            free = self.free(unit)
+            if amount and free is not None and amount > free:
+                return UNITS[unit]
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A reservation made: which offer (by index), for how much, and the accounts after it."""
+
+    call_id: str
+    offer: int
+    amount: Amounts
+    balances: tuple[Balance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """No offer fits. `account` is the first that has no room, `unit` what it lacks (None: it is stopped or dead)."""
+
+    call_id: str
+    account: Account
+    balance: Balance
+    unit: str | None
+    needed: Amounts
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a settle or a release changed, and the accounts after it."""
+
+    call_id: str
+    charged: Amounts
+    unknown: Amounts
+    balances: tuple[Balance, ...]
+
+
+class Ledger(Protocol):
+    """What every ledger does, in a sync and an async face.
+
+    `blocking` says whether the sync face does I/O; a handler runs inline on an event loop only while it does not.
+    All operations are idempotent by their ids. A ledger that cannot answer raises `LedgerError`.
+    """
+
+    blocking: bool
+
+    def reserve(self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...]) -> Grant | Refusal:
+        """Grant the first offer whose `least` is free in every account, holding `min(most, free)`.
+
+        Steps and tool calls count at once; dollars and tokens are held. A call id that holds already gets its grant
+        again; one that was released before it was known is refused.
+        """
+        ...
+
+    def settle(self, call_id: str, charge: Amounts, unknown: Amounts = ZERO) -> Settlement | None:
+        """Charge a held call in full, keep `unknown` of the hold as unknown, and free the rest.
+
+        Settling a call that left an unknown rest replaces both by the new figures (reconciliation). None where the
+        call is final already, or its outcome will be booked by the thread that holds the ledger.
+        """
+        ...
+
+    def release(self, call_id: str) -> Settlement | None:
+        """Free a hold that was never billed; steps stay counted. An id not known leaves a tombstone."""
+        ...
+
+    def top_up(self, account_id: str, key: str, extra: Amounts) -> bool:
+        """Raise an account's caps, once per key, and un-stop it. False where the key was used before."""
+        ...
+
+    def stop(self, account_id: str, reason: str) -> None:
+        """Refuse every reservation on this account from now on, until a top-up. The first reason stays."""
+        ...
+
+    def balance(self, account_id: str) -> Balance:
+        """The account now; an account never used is empty."""
+        ...
+
+    def close(self, account_id: str) -> Balance:
+        """End an account: its unknowns end with it, calls still in flight settle into the others. Its last balance."""
+        ...
+
+    async def areserve(self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...]) -> Grant | Refusal:
+        """`reserve`, without blocking the loop."""
+        ...
+
+    async def asettle(self, call_id: str, charge: Amounts, unknown: Amounts = ZERO) -> Settlement | None:
+        """`settle`, without blocking the loop."""
+        ...
+
+    async def arelease(self, call_id: str) -> Settlement | None:
+        """`release`, without blocking the loop."""
+        ...
+
+    async def atop_up(self, account_id: str, key: str, extra: Amounts) -> bool:
+        """`top_up`, without blocking the loop."""
+        ...
+
+    async def astop(self, account_id: str, reason: str) -> None:
+        """`stop`, without blocking the loop."""
+        ...
+
+
+class LedgerError(Exception):
+    """A ledger could not answer. Admission turns it into `LedgerUnavailable`; settling logs it and goes on."""

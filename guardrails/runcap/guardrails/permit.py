@@ -1,0 +1,220 @@
+"""What a caller holds while a call is in flight. It ends exactly once: settled, released, or unknown."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from .admission import Settle, Steps, drive
+from .amounts import Amounts
+from .estimate import Estimate, expected_tokens
+from .events import CallEnded, CallReconciled, State
+from .ledger import Balance, Grant, LedgerError, Settlement
+from .pricing import NoPrice
+from .ratecard import RateCard
+from .request import Request, Response
+from .usage import Usage
+
+if TYPE_CHECKING:
+    from .guard import Guard
+    from .run import Run
+
+_log = logging.getLogger("runcap")
+
+_NOTHING = Response()
+
+
+class Permit:
+    """The right to make one model call. Made by `Guard.admit`; methods may be called from any thread.
+
+    Whoever makes the call ends the permit with one of `settle`, `release` or `abandon`; only the first counts. Usage
+    that arrives after the call was abandoned reconciles it.
+    """
+
+    def __init__(
+        self, guard: Guard, run: Run, request: Request, estimate: Estimate, card: RateCard | None, grant: Grant
+    ) -> None:
+        self.request = request
+        self.estimate = estimate
+        self.grant = grant
+        self.run = run
+        self.started_ns = guard.clock.time_ns()
+        self.step = grant.balances[0].spent.steps
+        self._guard = guard
+        self._card = card
+        self._open = [True]  # popping is atomic: whoever pops ends the permit
+        self._state: State | None = None
+        self._booked = (Amounts(), Amounts())
+        self._seen_bytes = 0
+        self.streamed = False
+        self.note: object = None
+        """The adapter's own."""
+
+    @property
+    def call_id(self) -> str:
+        """The id of the call."""
+        return self.request.call_id
+
+    @property
+    def state(self) -> State | None:
+        """How it ended; None while the call is in flight."""
+        return self._state
+
+    def seen(self, size: int) -> None:
+        """Count `size` more bytes of streamed output, for the case that no usage ever arrives."""
+        self._seen_bytes += size
+        self.streamed = True
+
+    def settle(self, usage: Usage, response: Response = _NOTHING, *, error_type: str | None = None) -> bool:
+        """Charge what the provider reported. False where the permit had ended (as unknown: it is reconciled)."""
+        if not self._turn("settled"):
+            return self._reconcile(usage, response)
+        nano, source = self._price(usage, response)
+        charge = Amounts(nano=nano or 0, tokens=usage.total_tokens)
+        self.run.count(usage, priced=nano is not None)
+        self._guard.typical_output.add(self.request.model, usage.output_tokens)
+        settlement = self._book(Settle(self.call_id, charge))
+        self._end("settled", settlement, usage=usage, cost=nano, source=source, response=response, error_type=error_type)
+        return True
+
+    def free(self, response: Response = _NOTHING) -> bool:
+        """The answer came from a cache: nothing was sent and nothing is charged; the step stays counted."""
+        if not self._turn("released"):
+            return False
+        settlement = self._book(Settle(self.call_id, released=True))
+        self._end("released", settlement, cost=0, response=response, cached=True)
+        return True
+
+    def release(self, error_type: str | None = None) -> bool:
+        """The call was never sent, or refused by the provider before it cost anything."""
+        if not self._turn("released"):
+            return False
+        settlement = self._book(Settle(self.call_id, released=True))
+        self._end("released", settlement, cost=0, error_type=error_type)
+        return True
+
+    def abandon(
+        self,
+        error_type: str | None = None,
+        *,
+        response: Response = _NOTHING,
+        answer_bytes: int = 0,
+        prompt_billed: bool = True,
+    ) -> bool:
+        """No usage will come: charge what was seen and the prompt's expected cost; the rest of the hold is unknown.
+
+        Args:
+            error_type: name of the error's type; None where the call ended well but reported no usage.
+            response: what the provider said about itself so far.
+            answer_bytes: size of an answer that did not come as a stream.
+            prompt_billed: False where the provider failed before it did any work (5xx): nothing is charged then.
+        """
+        if not self._turn("unknown"):
+            return False
+        usage = self._likely_usage(answer_bytes) if prompt_billed else Usage()
+        nano = None if self._card is None else self._card.nano(usage)
+        charge = Amounts(nano=nano or 0, tokens=usage.total_tokens)
+        unknown = self.grant.amount.held_part().minus(charge).at_least_zero()
+        self.run.count(usage, priced=nano is not None)
+        settlement = self._book(Settle(self.call_id, charge, unknown))
+        self._booked = (charge, unknown)
+        self._end(
+            "unknown", settlement, usage=usage, cost=nano, unknown=unknown.nano, response=response, error_type=error_type
+        )
+        return True
+
+    def _turn(self, state: State) -> bool:
+        try:
+            self._open.pop()
+        except IndexError:
+            return False
+        self._state = state
+        return True
+
+    def _likely_usage(self, answer_bytes: int) -> Usage:
+        answer = expected_tokens(self._seen_bytes or answer_bytes, self.request.provider)
+        return Usage(self.estimate.input_expected, answer)
+
+    def _price(self, usage: Usage, response: Response) -> tuple[int | None, str | None]:
+        card = self._settle_card(response)
+        return (None, None) if card is None else (card.nano(usage), card.source)
+
+    def _settle_card(self, response: Response) -> RateCard | None:
+        request = self.request
+        model, context = response.model or request.model, response.context or request.context
+        if model is None or (model == request.model and context == request.context):
+            return self._card
+        try:
+            return self._guard.prices.card(model, provider=request.provider, context=context)
+        except NoPrice as error:
+            if response.context in ("priority", "fast"):
+                _log.warning("runcap: a call was billed at the standard price: %s", error)
+            return self._card
+
+    def _book(self, operation: Settle) -> Settlement | None:
+        def steps() -> Steps[Settlement | None]:
+            answer: Settlement | None = yield operation
+            return answer
+
+        try:
+            return drive(steps(), self._guard.ledger)
+        except LedgerError as error:
+            # The hold stays in the ledger, so nothing is lost and the cap still holds.
+            _log.warning("runcap: a call could not be settled and keeps its hold: %s", error)
+            return None
+
+    def _reconcile(self, usage: Usage, response: Response) -> bool:
+        if self._state != "unknown" or not any(self._booked[1]):
+            return False
+        nano, _ = self._price(usage, response)
+        charge = Amounts(nano=nano or 0, tokens=usage.total_tokens)
+        before, self._booked = self._booked, (charge, Amounts())
+        self._book(Settle(self.call_id, charge))
+        self.run.reconciled(before, charge)
+        event = CallReconciled(
+            time_ns=self._guard.clock.time_ns(), run=self.run.info, call_id=self.call_id, usage=usage, cost_nano=nano
+        )
+        self._guard.emit(event)
+        return False
+
+    def _end(
+        self,
+        state: State,
+        settlement: Settlement | None,
+        *,
+        response: Response = _NOTHING,
+        usage: Usage | None = None,
+        cost: int | None = None,
+        unknown: int = 0,
+        source: str | None = None,
+        error_type: str | None = None,
+        cached: bool = False,
+    ) -> None:
+        balance: Balance | None = None if settlement is None else settlement.balances[0]
+        self._guard.emit(
+            CallEnded(
+                time_ns=self._guard.clock.time_ns(),
+                run=self.run.info,
+                call_id=self.call_id,
+                parent_id=self.request.parent_id,
+                model=self.request.model,
+                provider=self.request.provider,
+                started_ns=self.started_ns,
+                state=state,
+                guarantee="hard" if self.estimate.hard else "expected",
+                usage=usage,
+                cost_nano=cost,
+                unknown_nano=unknown,
+                price_source=source or (None if self._card is None else self._card.source),
+                balance=balance,
+                stream=self.request.stream or self.streamed,
+                output_cap=self.request.output_cap,
+                response_model=response.model,
+                response_id=response.id,
+                finish_reasons=response.finish_reasons,
+                error_type=error_type,
+                cached=cached,
+                step=self.step,
+            )
+        )
+        self._guard.ended(self, settlement)

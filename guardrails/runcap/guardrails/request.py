@@ -1,0 +1,42 @@
+"""How an adapter describes a call, and its outcome, without naming a framework."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .estimate import Prompt
+from .pricing import PriceContext
+from .ratecard import CacheWrites
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A model call about to be made.
+
+    `output_cap` is what the request itself says, tokens a choice; `output_ceiling` what the model can do.
+    `attempts_seen` is True only where the client makes no retries of its own. `parent_id` names the agent or tool
+    around the call, for the sinks.
+    """
+
+    call_id: str
+    model: str | None
+    provider: str | None
+    prompt: Prompt
+    output_cap: int | None = None
+    output_ceiling: int | None = None
+    choices: int = 1
+    stream: bool = False
+    attempts_seen: bool = True
+    cache_writes: CacheWrites = "none"
+    context: PriceContext | None = None
+    parent_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """What the provider said about itself in its answer."""
+
+    model: str | None = None
+    id: str | None = None
+    finish_reasons: tuple[str, ...] = ()
+    context: PriceContext | None = None

@@ -1,0 +1,318 @@
+"""One agent run: a budget, its tags, and what it has cost so far."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from decimal import Decimal
+from types import TracebackType
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from .amounts import ZERO, Amounts
+from .budget import Budget
+from .events import BudgetWarned, RunInfo, RunToppedUp
+from .ledger import Account, Balance
+from .money import Money, to_nano, to_usd
+from .usage import Usage
+
+if TYPE_CHECKING:
+    from .guard import Guard
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ambient: ContextVar[Run | None] = ContextVar("runcap_run", default=None)
+"""The innermost `with guard.run(...)` of this context, of whichever guard."""
+
+
+class Run:
+    """A run, as a snapshot at any time and as a context manager while it lasts.
+
+    Made by `guard.run(...)`; inside the `with`, every call this guard sees in the same context belongs to it, also in
+    sub-agents, tools, tasks and threads that carry the context. Nested runs spend from the outer one too.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        *,
+        run_id: str,
+        parent: Run | None = None,
+        budget: Budget | None = None,
+        tags: Mapping[str, str] | None = None,
+        conversation_id: str | None = None,
+    ) -> None:
+        self._guard = guard
+        self._parent: Run | None = parent
+        self._outer: Run | None = None
+        self._entered = False
+        self._started = guard.clock.monotonic()
+        self._final: Balance | None = None
+        self._ended = False
+        self._verdict: str | None = None
+        self._warned: set[tuple[str, float]] = set()
+        self._usage = Usage()
+        self._counted: deque[tuple[Usage, bool]] = deque()
+        self._counting = threading.Lock()
+        self._unpriced = 0
+        account = Account(f"run:{run_id}", budget.caps) if budget else Account(f"run:{run_id}")
+        self.accounts: tuple[Account, ...] = (account, *(parent.accounts if parent else ()))
+        self.info: RunInfo = RunInfo(
+            id=run_id,
+            conversation_id=conversation_id or (parent.info.conversation_id if parent else run_id),
+            parent_id=parent.id if parent else None,
+            tags={**(parent.info.tags if parent else {}), **(tags or {})},
+            budget=budget,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id} spent {self.spent_usd} held {self.held_usd} steps {self.steps}>"
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.info.id
+
+    @property
+    def budget(self) -> Budget | None:
+        """Its own caps; None for a nested run that has only the outer one's."""
+        return self.info.budget
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """Its tags, and those of the runs around it."""
+        return self.info.tags
+
+    @property
+    def balance(self) -> Balance:
+        """Every figure at this instant, in integers."""
+        self._guard.drain()
+        return self._final or self._guard.ledger.balance(self.accounts[0].id)
+
+    @property
+    def spent_usd(self) -> Decimal | None:
+        """Dollars settled so far. None once a call without a known price was made: the sum is then not known."""
+        self._fold()
+        return None if self._unpriced else to_usd(self.balance.spent.nano)
+
+    @property
+    def held_usd(self) -> Decimal:
+        """Dollars reserved by calls in flight."""
+        return to_usd(self.balance.held.nano)
+
+    @property
+    def unknown_usd(self) -> Decimal:
+        """Dollars that may have been billed by calls that reported no usage. Counts against the cap, never as cost."""
+        return to_usd(self.balance.unknown.nano)
+
+    @property
+    def remaining_usd(self) -> Decimal | None:
+        """Dollars left under this run's own cap; None without one."""
+        free = self.balance.free(0)
+        return None if free is None else to_usd(free)
+
+    @property
+    def steps(self) -> int:
+        """Model calls admitted."""
+        return self.balance.spent.steps
+
+    @property
+    def tool_calls(self) -> int:
+        """Tool calls admitted."""
+        return self.balance.spent.tool_calls
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of all calls that ended."""
+        self._fold()
+        return self._usage
+
+    @property
+    def stopped(self) -> str | None:
+        """Why every further call is refused; None while the run may go on."""
+        return self.balance.stopped
+
+    @property
+    def verdict(self) -> str | None:
+        """`"succeeded"`, `"failed"` (with its reason after a colon), or None."""
+        return self._verdict
+
+    def top_up(
+        self,
+        *,
+        usd: Money | None = None,
+        steps: int = 0,
+        tool_calls: int = 0,
+        tokens: int = 0,
+        key: str,
+    ) -> bool:
+        """Raise this run's caps, once per `key`, and let it go on if it was stopped.
+
+        Returns False where the key was used before. A unit without a cap stays without one.
+        """
+        done = self._guard.ledger.top_up(self.accounts[0].id, key, _extra(usd, steps, tool_calls, tokens))
+        return self._topped_up(done, key)
+
+    async def atop_up(
+        self,
+        *,
+        usd: Money | None = None,
+        steps: int = 0,
+        tool_calls: int = 0,
+        tokens: int = 0,
+        key: str,
+    ) -> bool:
+        """`top_up`, without blocking the loop."""
+        done = await self._guard.ledger.atop_up(self.accounts[0].id, key, _extra(usd, steps, tool_calls, tokens))
+        return self._topped_up(done, key)
+
+    def stop(self, reason: str) -> None:
+        """Refuse every further call of this run, whoever makes it; calls in flight still settle."""
+        self._guard.ledger.stop(self.accounts[0].id, reason)
+        self._guard.stopped(self, reason)
+
+    def succeed(self) -> None:
+        """Record that the task was done, for cost per successful task."""
+        self._verdict = "succeeded"
+
+    def fail(self, reason: str = "") -> None:
+        """Record that the task was not done."""
+        self._verdict = f"failed: {reason}" if reason else "failed"
+
+    def bind(self, function: Callable[P, R]) -> Callable[P, R]:
+        """`function`, carried into this run wherever it is called: raw threads and executors lose the context."""
+
+        @functools.wraps(function)
+        def bound(*args: P.args, **kwargs: P.kwargs) -> R:
+            before = ambient.get()
+            ambient.set(self)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                ambient.set(before)
+
+        return bound
+
+    def __enter__(self) -> Run:
+        if self._entered:
+            raise RuntimeError(f"run {self.id} was entered before; make another with guard.run(...)")
+        self._entered = True
+        self._outer = ambient.get()
+        ambient.set(self)
+        self._guard.opened(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if ambient.get() is self:
+            ambient.set(self._outer)
+        self.end()
+
+    async def __aenter__(self) -> Run:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, tb)
+
+    @property
+    def ended(self) -> bool:
+        """The run is over; no call can join it."""
+        return self._ended
+
+    def outward(self) -> Iterator[Run]:
+        """This run and the runs around it, inside out."""
+        run: Run | None = self
+        while run is not None:
+            yield run
+            run = run._parent
+
+    def enclosing(self) -> Run | None:
+        """The run that was ambient when this one was entered, of whichever guard."""
+        return self._outer
+
+    def belongs_to(self, guard: Guard) -> bool:
+        """Made by this guard."""
+        return self._guard is guard
+
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return self._guard.clock.monotonic() - self._started
+
+    def count(self, usage: Usage, *, priced: bool) -> None:
+        """Add a call's tokens."""
+        self._counted.append((usage, priced))
+        if self._parent is not None:
+            self._parent.count(usage, priced=priced)
+        self._fold(wait=False)
+
+    def reconciled(self, before: tuple[Amounts, Amounts], charge: Amounts) -> None:
+        """Correct the last balance of a run that ended before a call's usage arrived."""
+        if self._final is None:
+            return
+        spent = self._final.spent.plus(charge).minus(before[0])
+        unknown = self._final.unknown.minus(before[1])
+        self._final = _replaced(self._final, spent, unknown)
+
+    def warn(self, balance: Balance) -> None:
+        """Emit a `BudgetWarned` for every share of a cap that was reached for the first time."""
+        if self.budget is None:
+            return
+        for name, cap, spent in zip(("usd", "tokens", "steps", "tool_calls"), balance.caps, balance.spent, strict=True):
+            if cap is None:
+                continue
+            for share in self.budget.warn_at:
+                if spent >= cap * share and (name, share) not in self._warned:
+                    self._warned.add((name, share))
+                    now = self._guard.clock.time_ns()
+                    self._guard.emit(BudgetWarned(time_ns=now, run=self.info, unit=name, share=share, balance=balance))
+
+    def end(self) -> None:
+        """End the run. Calls still in flight settle into it; no other can join."""
+        if self._ended:
+            return
+        self._ended = True
+        self._guard.closed(self)
+        self.close_when_idle()
+
+    def close_when_idle(self) -> None:
+        """Free the ledger's account once nothing is in flight, keeping the last balance here."""
+        if self._ended and self._final is None and self._guard.ledger.balance(self.accounts[0].id).in_flight == 0:
+            self._final = self._guard.ledger.close(self.accounts[0].id)
+
+    def _topped_up(self, done: bool, key: str) -> bool:
+        if done:
+            self._warned.clear()
+            event = RunToppedUp(time_ns=self._guard.clock.time_ns(), run=self.info, key=key, balance=self.balance)
+            self._guard.emit(event)
+        return done
+
+    def _fold(self, *, wait: bool = True) -> None:
+        # Never waits where a finalizer may have interrupted another fold of the same thread: that fold takes it along.
+        if not self._counting.acquire(blocking=wait):
+            return
+        try:
+            while self._counted:
+                usage, priced = self._counted.popleft()
+                self._usage += usage
+                self._unpriced += not priced
+        finally:
+            self._counting.release()
+
+
+def _extra(usd: Money | None, steps: int, tool_calls: int, tokens: int) -> Amounts:
+    nano = 0 if usd is None else to_nano(usd, "top_up(usd)")
+    for name, value in (("steps", steps), ("tool_calls", tool_calls), ("tokens", tokens)):
+        if type(value) is not int or value < 0:
+            raise ValueError(f"top_up({name}) must be a whole number, zero or more, got {value!r}")
+    extra = Amounts(nano=nano, tokens=tokens, steps=steps, tool_calls=tool_calls)
+    if extra == ZERO:
+        raise ValueError('top_up needs something to add, e.g. top_up(usd="0.25", key="approval-17")')
+    return extra
+
+
+def _replaced(balance: Balance, spent: Amounts, unknown: Amounts) -> Balance:
+    return Balance(balance.account_id, balance.caps, spent, balance.held, unknown, stopped=balance.stopped)

@@ -1,0 +1,5 @@
+"""runcap for LangChain and LangGraph."""
+
+from .handler import BudgetCallbackHandler
+
+__all__ = ["BudgetCallbackHandler"]

@@ -1,0 +1,64 @@
+"""Which run a call belongs to, and what the user says about it in `metadata["runcap"]`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from runcap.guardrails.guard import Guard
+from runcap.guardrails.run import Run
+
+
+class RunMetadata(BaseModel):
+    """`metadata["runcap"]`: `run_id` names the run to spend from; every other key is a tag, a string."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    if not TYPE_CHECKING:  # pydantic reads the type of the extra keys here; type checkers take it for a field
+        __pydantic_extra__: dict[str, str]
+
+    run_id: str | None = None
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags: task, user, feature, team, prompt_version, and any of one's own."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+_NONE = RunMetadata()
+
+
+def read_metadata(metadata: Mapping[str, Any]) -> RunMetadata:
+    """What the config's metadata says.
+
+    Raises:
+        ValueError: it is no mapping of strings; the message names the key and the fix, never the value.
+    """
+    raw = metadata.get("runcap")
+    if raw is None:
+        return _NONE
+    try:
+        return RunMetadata.model_validate(raw)
+    except ValidationError as error:
+        where = ", ".join(".".join(map(str, problem["loc"])) or "it" for problem in error.errors())
+        raise ValueError(
+            f'metadata["runcap"] must be a mapping of strings such as {{"user": "ada", "task": "refund"}}; wrong: {where}'
+        ) from None
+
+
+def scoped_run(guard: Guard, metadata: Mapping[str, Any]) -> Run | None:
+    """The run a user named: the ambient one, else the one named in metadata; None where neither is."""
+    run = guard.current_run()
+    if run is not None or "runcap" not in metadata:
+        return run
+    told = read_metadata(metadata)
+    return guard.named_run(told.run_id, told.tags) if told.run_id else None
+
+
+def agent_run(guard: Guard, metadata: Mapping[str, Any]) -> Run:
+    """A run of its own for a root agent: the whole budget, the tags of its metadata, its thread as conversation."""
+    thread = metadata.get("thread_id")
+    return guard.open_run(
+        tags=read_metadata(metadata).tags, conversation_id=str(thread) if thread is not None else None
+    )
