@@ -1,0 +1,312 @@
+"""What every ledger must do. A store's test module subclasses `LedgerContract` and `LedgerMachine`."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from runcap.guardrails.amounts import ZERO, Amounts, Caps
+from runcap.guardrails.ledger import Account, Grant, Ledger, Offer, Refusal
+
+
+def offer(nano: int, *, least: int | None = None, expected: int | None = None, tokens: int = 0) -> Offer:
+    """One step that costs `nano`."""
+    return Offer(
+        most=Amounts(nano=nano, tokens=tokens, steps=1),
+        least=Amounts(nano=nano if least is None else least, tokens=tokens, steps=1),
+        expected=Amounts(nano=nano if expected is None else expected, tokens=tokens, steps=1),
+    )
+
+
+def account(name: str = "run:a", nano: int | None = 100, steps: int | None = None, tokens: int | None = None) -> Account:
+    return Account(name, Caps(nano=nano, steps=steps, tokens=tokens))
+
+
+class LedgerContract:
+    """Deterministic behaviour, on one ledger made by `make`."""
+
+    def make(self) -> Ledger:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def ledger(self) -> Ledger:
+        return self.make()
+
+    def test_holds_then_spends(self, ledger: Ledger) -> None:
+        grant = ledger.reserve("c", (offer(60),), (account(),))
+        assert isinstance(grant, Grant)
+        assert grant.balances[0].held == Amounts(nano=60)
+        assert grant.balances[0].spent == Amounts(steps=1)
+        settled = ledger.settle("c", Amounts(nano=25))
+        assert settled is not None
+        assert settled.balances[0] == ledger.balance("run:a")
+        assert ledger.balance("run:a").spent == Amounts(nano=25, steps=1)
+        assert ledger.balance("run:a").held == ZERO
+
+    def test_refuses_what_does_not_fit_and_says_which_unit(self, ledger: Ledger) -> None:
+        ledger.reserve("c", (offer(60),), (account(),))
+        refusal = ledger.reserve("d", (offer(41),), (account(),))
+        assert isinstance(refusal, Refusal)
+        assert refusal.unit == "usd"
+        assert refusal.balance.in_flight == 1
+        assert isinstance(ledger.reserve("e", (offer(40),), (account(),)), Grant)
+
+    def test_grants_min_of_most_and_free(self, ledger: Ledger) -> None:
+        grant = ledger.reserve("c", (offer(300, least=80),), (account(),))
+        assert isinstance(grant, Grant)
+        assert grant.amount == Amounts(nano=100, steps=1)
+
+    def test_takes_the_first_offer_that_fits(self, ledger: Ledger) -> None:
+        grant = ledger.reserve("c", (offer(300), offer(90), offer(10)), (account(),))
+        assert isinstance(grant, Grant)
+        assert grant.offer == 1
+
+    def test_every_account_must_have_room_or_none_is_touched(self, ledger: Ledger) -> None:
+        small, large = account("run:child", 10), account("run:root", 100)
+        refusal = ledger.reserve("c", (offer(20),), (small, large))
+        assert isinstance(refusal, Refusal)
+        assert refusal.account.id == "run:child"
+        assert ledger.balance("run:root").held == ZERO
+        assert ledger.balance("run:root").spent == ZERO
+
+    def test_steps_count_when_admitted_and_stay_after_a_release(self, ledger: Ledger) -> None:
+        one_step = account(steps=1)
+        assert isinstance(ledger.reserve("c", (offer(1),), (one_step,)), Grant)
+        ledger.release("c")
+        assert ledger.balance("run:a").spent == Amounts(steps=1)
+        refusal = ledger.reserve("d", (offer(1),), (one_step,))
+        assert isinstance(refusal, Refusal)
+        assert refusal.unit == "steps"
+
+    def test_a_count_without_a_hold_needs_no_settling(self, ledger: Ledger) -> None:
+        one = Amounts(tool_calls=1)
+        tools = Account("run:a", Caps(tool_calls=1))
+        assert isinstance(ledger.reserve("t", (Offer(one, one, one),), (tools,)), Grant)
+        assert ledger.balance("run:a").in_flight == 0
+        assert isinstance(ledger.reserve("u", (Offer(one, one, one),), (tools,)), Refusal)
+
+    def test_reserving_again_gives_the_same_grant(self, ledger: Ledger) -> None:
+        first = ledger.reserve("c", (offer(60),), (account(),))
+        assert ledger.reserve("c", (offer(60),), (account(),)) == first
+        assert ledger.balance("run:a").held == Amounts(nano=60)
+
+    def test_settles_once(self, ledger: Ledger) -> None:
+        ledger.reserve("c", (offer(60),), (account(),))
+        assert ledger.settle("c", Amounts(nano=25)) is not None
+        assert ledger.settle("c", Amounts(nano=25)) is None
+        assert ledger.release("c") is None
+        assert ledger.balance("run:a").spent.nano == 25
+
+    def test_an_overrun_is_recorded_in_full(self, ledger: Ledger) -> None:
+        ledger.reserve("c", (offer(60),), (account(),))
+        ledger.settle("c", Amounts(nano=130))
+        assert ledger.balance("run:a").spent.nano == 130
+        assert ledger.balance("run:a").free(0) == 0
+        assert isinstance(ledger.reserve("d", (offer(1),), (account(),)), Refusal)
+
+    def test_unknown_keeps_its_hold_and_is_no_spend(self, ledger: Ledger) -> None:
+        ledger.reserve("c", (offer(60),), (account(),))
+        ledger.settle("c", Amounts(nano=10), Amounts(nano=50))
+        balance = ledger.balance("run:a")
+        assert (balance.spent.nano, balance.held.nano, balance.unknown.nano) == (10, 0, 50)
+        assert isinstance(ledger.reserve("d", (offer(41),), (account(),)), Refusal)
+
+    def test_unknown_is_reconciled_by_settling_again(self, ledger: Ledger) -> None:
+        ledger.reserve("c", (offer(60),), (account(),))
+        ledger.settle("c", Amounts(nano=10), Amounts(nano=50))
+        ledger.settle("c", Amounts(nano=33))
+        balance = ledger.balance("run:a")
+        assert (balance.spent.nano, balance.unknown.nano) == (33, 0)
+
+    def test_a_release_before_the_reservation_leaves_a_tombstone(self, ledger: Ledger) -> None:
+        ledger.release("late")
+        refusal = ledger.reserve("late", (offer(1),), (account(),))
+        assert isinstance(refusal, Refusal)
+        assert refusal.unit is None
+        assert ledger.balance("run:a").held == ZERO
+
+    def test_stopped_refuses_until_topped_up(self, ledger: Ledger) -> None:
+        ledger.stop("run:a", "enough")
+        ledger.stop("run:a", "second reason")
+        refusal = ledger.reserve("c", (offer(1),), (account(),))
+        assert isinstance(refusal, Refusal)
+        assert refusal.balance.stopped == "enough"
+        assert ledger.top_up("run:a", "key", Amounts(nano=1))
+        assert isinstance(ledger.reserve("d", (offer(101),), (account(),)), Grant)
+
+    def test_a_top_up_counts_once_a_key(self, ledger: Ledger) -> None:
+        assert ledger.top_up("run:a", "key", Amounts(nano=50))
+        assert not ledger.top_up("run:a", "key", Amounts(nano=50))
+        grant = ledger.reserve("c", (offer(150),), (account(),))
+        assert isinstance(grant, Grant)
+        assert grant.balances[0].caps.nano == 150
+
+    def test_closing_ends_an_account_and_leaves_the_others(self, ledger: Ledger) -> None:
+        both = (account("run:child"), account("run:root"))
+        ledger.reserve("c", (offer(60),), both)
+        ledger.settle("c", Amounts(nano=10), Amounts(nano=50))
+        assert ledger.close("run:child").unknown.nano == 50
+        assert ledger.balance("run:child").spent == ZERO
+        ledger.settle("c", Amounts(nano=33))
+        assert ledger.balance("run:root").spent.nano == 33
+        assert ledger.balance("run:root").unknown == ZERO
+
+    async def test_the_async_face_is_the_same_ledger(self, ledger: Ledger) -> None:
+        assert isinstance(await ledger.areserve("c", (offer(60),), (account(),)), Grant)
+        assert await ledger.asettle("c", Amounts(nano=25)) is not None
+        await ledger.areserve("d", (offer(10),), (account(),))
+        await ledger.arelease("d")
+        assert ledger.balance("run:a").used == Amounts(nano=25, steps=2)
+        await ledger.astop("run:a", "enough")
+        assert await ledger.atop_up("run:a", "key", Amounts(nano=5))
+        assert ledger.balance("run:a").stopped is None
+
+    def test_100_threads_never_oversell(self, ledger: Ledger) -> None:
+        barrier = threading.Barrier(100)
+        granted: list[str] = []
+
+        def work(index: int) -> None:
+            barrier.wait()
+            for turn in range(20):
+                call = f"{index}-{turn}"
+                if isinstance(ledger.reserve(call, (offer(7),), (account(nano=1_000),)), Grant):
+                    granted.append(call)
+                    ledger.settle(call, Amounts(nano=5))
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(100)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        balance = ledger.balance("run:a")
+        assert balance.spent.nano == 5 * len(granted) <= 1_000
+        assert balance.held == ZERO
+        assert balance.in_flight == 0
+        assert 1_000 - balance.spent.nano < 7, "the last affordable call was refused"
+
+
+@dataclass
+class _Model:
+    cap: int
+    spent: int = 0
+    held: dict[str, int] = field(default_factory=dict)
+    unknown: dict[str, tuple[int, int]] = field(default_factory=dict)
+    steps: int = 0
+    overrun: int = 0
+    stopped: bool = False
+
+    @property
+    def used(self) -> int:
+        return self.spent + sum(self.held.values()) + sum(rest for _, rest in self.unknown.values())
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Random operations against a plain-dict model: a child account inside a root account."""
+
+    calls = Bundle("calls")
+
+    def make(self) -> Ledger:
+        raise NotImplementedError
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = self.make()
+        self.models = {"run:child": _Model(400), "run:root": _Model(1_000)}
+        self.keys: set[str] = set()
+        self.dead: set[str] = set()
+        self.count = 0
+
+    def _accounts(self, names: tuple[str, ...]) -> tuple[Account, ...]:
+        base = {"run:child": 400, "run:root": 1_000}
+        return tuple(Account(name, Caps(nano=base[name])) for name in names)
+
+    @rule(target=calls, nano=st.integers(0, 300), least=st.integers(0, 300), nested=st.booleans())
+    def reserve(self, nano: int, least: int, nested: bool) -> str:
+        self.count += 1
+        call = f"c{self.count}"
+        names = ("run:child", "run:root") if nested else ("run:root",)
+        least = min(least, nano)
+        answer = self.ledger.reserve(call, (offer(nano, least=least),), self._accounts(names))
+        free = min(max(0, self.models[name].cap - self.models[name].used) for name in names)
+        stopped = any(self.models[name].stopped for name in names)
+        if stopped or least > free:
+            assert isinstance(answer, Refusal)
+            return call
+        assert isinstance(answer, Grant)
+        assert answer.amount.nano == min(nano, free)
+        for name in names:
+            self.models[name].steps += 1
+            if answer.amount.nano:
+                self.models[name].held[call] = answer.amount.nano
+        return call
+
+    @rule(call=calls, charge=st.integers(0, 400), rest=st.integers(0, 300))
+    def settle(self, call: str, charge: int, rest: int) -> None:
+        for model in self.models.values():
+            if call in model.held:
+                rest = min(rest, max(0, model.held[call] - charge))
+            elif call in model.unknown:
+                rest = 0
+        self.ledger.settle(call, Amounts(nano=charge), Amounts(nano=rest))
+        for model in self.models.values():
+            hold = model.held.pop(call, None)
+            before = model.unknown.pop(call, None)
+            if hold is None and before is None:
+                continue
+            room = hold if hold is not None else sum(before or (0, 0))
+            model.overrun += max(0, charge - room)
+            model.spent += charge - (before[0] if before else 0)
+            if rest:
+                model.unknown[call] = (charge, rest)
+
+    @rule(call=consumes(calls))
+    def release(self, call: str) -> None:
+        self.ledger.release(call)
+        for model in self.models.values():
+            model.held.pop(call, None)
+            charged = model.unknown.pop(call, None)
+            model.spent -= charged[0] if charged else 0
+
+    @rule(number=st.integers(0, 5), extra=st.integers(1, 50), name=st.sampled_from(["run:child", "run:root"]))
+    def top_up(self, number: int, extra: int, name: str) -> None:
+        key = f"{name}-{number}"
+        assert self.ledger.top_up(name, key, Amounts(nano=extra)) == (key not in self.keys)
+        if key not in self.keys:
+            self.keys.add(key)
+            self.models[name].cap += extra
+            self.models[name].stopped = False
+
+    @rule(name=st.sampled_from(["run:child", "run:root"]))
+    def stop(self, name: str) -> None:
+        self.ledger.stop(name, "stopped")
+        self.models[name].stopped = True
+
+    @rule(target=calls, number=st.integers(1, 3))
+    def late_word_about_a_dead_call(self, number: int) -> str:
+        call = f"dead{number}"
+        self.ledger.release(call)
+        assert isinstance(self.ledger.reserve(call, (offer(1),), self._accounts(("run:root",))), Refusal)
+        return call
+
+    @rule()
+    def nothing(self) -> None:
+        multiple()
+
+    @invariant()
+    def books_agree(self) -> None:
+        for name, model in self.models.items():
+            balance = self.ledger.balance(name)
+            assert balance.spent.nano == model.spent
+            assert balance.held.nano == sum(model.held.values())
+            assert balance.unknown.nano == sum(rest for _, rest in model.unknown.values())
+            assert balance.in_flight == len(model.held)
+            assert balance.spent.steps == model.steps
+
+    @invariant()
+    def never_above_the_cap_but_by_recorded_overruns(self) -> None:
+        for model in self.models.values():
+            assert model.used <= model.cap + model.overrun
