@@ -10,7 +10,7 @@ from decimal import Decimal
 LIST_PRICES: Mapping[str, tuple[str, str, str, str]] = {
     "gpt-4o": ("2.5", "10", "1.25", "2.5"),
     "gpt-4o-mini": ("0.15", "0.6", "0.075", "0.15"),
-    "claude-sonnet-4-5": ("3", "15", "0.3", "3.75"),
+    "claude-sonnet-5": ("2", "10", "0.2", "2.5"),
     "claude-haiku-4-5": ("1", "5", "0.1", "1.25"),
 }
 """Dollars per million tokens: input, output, cached input, cache write. The vendors' list prices of November 2026."""
