@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import threading
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from langchain.agents import create_agent
@@ -21,6 +23,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 
 from runcap.guardrails import Budget, BudgetExceeded, Guard, UnpricedModel
+from runcap.guardrails.events import AgentStarted, RunStarted
 from runcap.guardrails.testing import Reply, ScriptedProvider
 from runcap.integrations.langchain import BudgetCallbackHandler
 
@@ -192,6 +195,32 @@ def test_a_hand_built_graph_with_a_fan_out_counts_every_branch(serve: Serve) -> 
     watch.idle()
 
 
+def test_parallel_first_nodes_begin_one_agent(request: pytest.FixtureRequest) -> None:
+    """Found by the fan-out above, one time in thirty: two threads began the same graph, each with a whole budget."""
+    watch = Watch(steps=100)
+    switch = sys.getswitchinterval()
+    request.addfinalizer(lambda: sys.setswitchinterval(switch))
+    sys.setswitchinterval(1e-6)
+    for _ in range(30):
+        root, nodes = uuid4(), [uuid4() for _ in range(8)]
+        watch.handler.on_chain_start(None, {}, run_id=root, name="graph", metadata={})
+        barrier = threading.Barrier(len(nodes))
+
+        def start(node: UUID, root: UUID = root, barrier: threading.Barrier = barrier) -> None:
+            metadata = {"langgraph_node": "n", "langgraph_checkpoint_ns": f"n:{node}"}
+            barrier.wait()
+            watch.handler.on_chain_start(None, {}, run_id=node, parent_run_id=root, metadata=metadata)
+
+        threads = [threading.Thread(target=start, args=(node,)) for node in nodes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        watch.handler.on_chain_end({}, run_id=root)
+    assert len(watch.recorder.of(RunStarted)) == len(watch.recorder.of(AgentStarted)) == 30
+    watch.idle()
+
+
 def test_each_invocation_of_an_agent_is_a_run_of_its_own(serve: Serve) -> None:
     provider = serve([Reply(text="done")])
     watch = Watch(steps=1)
@@ -320,8 +349,6 @@ def test_attached_twice_or_from_16_threads_counts_once(serve: Serve) -> None:
 
 
 def test_one_call_told_to_16_threads_counts_once() -> None:
-    from uuid import uuid4
-
     watch = Watch(steps=10)
     call, barrier = uuid4(), threading.Barrier(16)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -91,6 +92,7 @@ class BudgetCallbackHandler(BaseCallbackHandler):
         self._tree = Tree()
         self._walks: WeakKeyDictionary[Run, Walks] = WeakKeyDictionary()
         self._last: Run | None = None
+        self._beginning = threading.RLock()
 
     @property
     def run_inline(self) -> bool:  # type: ignore[override]
@@ -129,8 +131,11 @@ class BudgetCallbackHandler(BaseCallbackHandler):
         self.guard.drain()
         metadata = metadata or {}
         parent = self._parent(parent_run_id)
-        if is_first_node_of_graph(parent, metadata) and parent is not None:
-            self._begin_agent(parent, metadata)
+        if parent is not None and is_first_node_of_graph(parent, metadata):
+            # Parallel branches are all first: one of them begins the agent, the others wait until it has begun.
+            with self._beginning:
+                if parent.kind == "chain":
+                    self._begin_agent(parent, metadata)
         name = str(kwargs.get("name") or "chain")
         now = self.guard.clock.time_ns()
         self._watch(Node(run_id.hex, parent, "chain", name, metadata.get("langgraph_checkpoint_ns"), now), run_id)
@@ -309,7 +314,6 @@ class BudgetCallbackHandler(BaseCallbackHandler):
         return run
 
     def _begin_agent(self, node: Node, metadata: Mapping[str, Any]) -> None:
-        node.kind = "agent"
         if node.run is None:
             node.run = scoped_run(self.guard, metadata)
         if node.run is None:
@@ -320,6 +324,7 @@ class BudgetCallbackHandler(BaseCallbackHandler):
             time_ns=node.started_ns, run=node.run.info, node_id=node.id, parent_id=shown, name=node.name
         )
         self.guard.emit(event)
+        node.kind = "agent"  # last: whoever sees an agent finds its run and its span there
 
     def _watch(self, node: Node, run_id: UUID) -> None:
         # LangChain's run manager holds the id as long as the node is under way, so its death is the one sign left

@@ -77,11 +77,10 @@ def below(node: Node) -> Iterator[Node]:
         yield child
 
 
-def is_first_node_of_graph(parent: Node | None, metadata: Mapping[str, Any]) -> bool:
+def is_first_node_of_graph(parent: Node, metadata: Mapping[str, Any]) -> bool:
     """A LangGraph node announces its graph: it runs in a checkpoint namespace that its parent is not in yet."""
     return (
-        parent is not None
-        and parent.kind == "chain"
+        parent.kind == "chain"
         and "langgraph_node" in metadata
         and metadata.get("langgraph_checkpoint_ns") != parent.namespace
     )
