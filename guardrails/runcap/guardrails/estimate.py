@@ -7,13 +7,13 @@ expected value. The figures were measured on the o200k and the newest Claude tok
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from math import ceil
 from threading import Lock
 
 from .amounts import Amounts
 from .ratecard import CacheWrites, RateCard
+from .recent import Recent
 from .usage import Usage
 
 MESSAGE_FRAMING = 12
@@ -169,24 +169,11 @@ def _soft(prompt: Prompt, output_cap: int | None, *, attempts_seen: bool) -> tup
     return tuple(reasons)
 
 
-class Measured:
+class Measured(Recent[bytes, int]):
     """Token counts the providers gave, by digest of what was counted; the most recent 16,384."""
 
     def __init__(self) -> None:
-        self._counts: OrderedDict[bytes, int] = OrderedDict()
-
-    def get(self, digest: bytes) -> int | None:
-        """The count, None where it was never measured."""
-        return self._counts.get(digest)
-
-    def put(self, digest: bytes, tokens: int) -> None:
-        """Remember a count."""
-        self._counts[digest] = tokens
-        while len(self._counts) > _MEASURED:
-            try:
-                self._counts.popitem(last=False)
-            except KeyError:
-                return
+        super().__init__(_MEASURED)
 
 
 class TypicalOutput:

@@ -21,6 +21,7 @@ from .ledger import Grant, Ledger, MemoryLedger, Offer, Settlement
 from .permit import Permit
 from .pricing import NoPrice, PriceBook
 from .ratecard import RateCard
+from .recent import Recent
 from .request import Request
 from .run import Run, ambient
 
@@ -74,7 +75,7 @@ class Guard:
         self._new_id = new_id
         self._unscoped = unscoped
         self._permits: dict[str, Permit] = {}
-        self._unsure: dict[str, Permit] = {}
+        self._unsure: Recent[str, Permit] = Recent(_UNSURE)
         self._claims: dict[str, tuple[object]] = {}
         self._named: dict[str, Run] = {}
         self._naming = threading.RLock()  # a finalizer may end a run in the middle of naming another
@@ -214,9 +215,7 @@ class Guard:
     def ended(self, permit: Permit, settlement: Settlement | None) -> None:
         """A permit ended: forget it, warn, and close runs that were waiting for it."""
         if permit.state == "unknown":
-            self._unsure[permit.call_id] = permit
-            while len(self._unsure) > _UNSURE:
-                self._unsure.pop(next(iter(self._unsure)), None)
+            self._unsure.put(permit.call_id, permit)
         self._permits.pop(permit.call_id, None)
         self.unclaim(permit.call_id)
         for run, balance in zip(permit.run.outward(), settlement.balances if settlement else (), strict=False):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from decimal import Decimal
 from types import TracebackType
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .amounts import ZERO, Amounts
 from .budget import Budget
@@ -58,6 +58,8 @@ class Run:
         self._counted: deque[tuple[Usage, bool]] = deque()
         self._counting = threading.Lock()
         self._unpriced = 0
+        self.notes: dict[Any, Any] = {}
+        """What adapters remember while the run lasts."""
         account = Account(f"run:{run_id}", budget.caps) if budget else Account(f"run:{run_id}")
         self.accounts: tuple[Account, ...] = (account, *(parent.accounts if parent else ()))
         self.info: RunInfo = RunInfo(
@@ -275,6 +277,7 @@ class Run:
         if self._ended:
             return
         self._ended = True
+        self.notes.clear()
         self._guard.closed(self)
         self.close_when_idle()
 

@@ -26,8 +26,6 @@ from . import semconv as sc
 from .attributes import Value, dollars, of_balance, of_refusal, of_request, of_response, of_run
 
 _FAILED = frozenset({"refused", "error"})
-_OPEN = 100_000
-"""Spans of agents and tools kept open at once; beyond it the oldest are ended, so that memory is bounded."""
 
 
 @dataclass(slots=True)
@@ -156,10 +154,6 @@ class OTelSink:
         self._live[event.node_id] = _Live(
             span, context, event.parent_id, is_agent, event.run.id, agent_name or above
         )
-        if len(self._live) > _OPEN:
-            oldest = self._live.pop(next(iter(self._live)), None)
-            if oldest is not None:
-                oldest.span.end()
 
     def _close(self, event: AgentEnded | ToolEnded) -> None:
         live = self._live.pop(event.node_id, None)

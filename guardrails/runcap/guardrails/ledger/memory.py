@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ..amounts import HELD_UNITS, NO_CAPS, UNITS, ZERO, Amounts, Caps
+from ..recent import Recent
 from .base import Account, Balance, Grant, LedgerError, Offer, Refusal, Settlement
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ class MemoryLedger:
         self._pid = os.getpid()
         self._accounts: dict[str, _State] = {}
         self._holds: dict[str, _Hold] = {}
-        self._finished: OrderedDict[str, None] = OrderedDict()
+        self._finished: Recent[str, bool] = Recent(_REMEMBERED)
         self._lock = threading.Lock()
         self._local = threading.local()
         self._late: deque[Callable[[], object]] = deque()
@@ -201,7 +202,7 @@ class MemoryLedger:
     def _release(self, call_id: str) -> Settlement | None:
         if call_id in self._holds:
             return self._settle(call_id, ZERO, ZERO)
-        self._remember(call_id)
+        self._finished.put(call_id, True)
         return None
 
     def _land(self, hold: _Hold) -> list[_State]:
@@ -217,13 +218,8 @@ class MemoryLedger:
         balances = tuple(self._balance(account_id) for account_id in hold.accounts)
         if not any(hold.unknown):
             del self._holds[call_id]
-            self._remember(call_id)
+            self._finished.put(call_id, True)
         return Settlement(call_id, hold.charged, hold.unknown, balances)
-
-    def _remember(self, call_id: str) -> None:
-        self._finished[call_id] = None
-        if len(self._finished) > _REMEMBERED:
-            self._finished.popitem(last=False)
 
     def _top_up(self, account_id: str, key: str, extra: Amounts) -> bool:
         state = self._accounts.setdefault(account_id, _State())
@@ -248,7 +244,7 @@ class MemoryLedger:
                 hold.accounts.remove(account_id)
                 if not hold.accounts:
                     del self._holds[call_id]
-                    self._remember(call_id)
+                    self._finished.put(call_id, True)
         return balance
 
     def _state(self, account: Account) -> _State:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
@@ -90,7 +90,6 @@ class BudgetCallbackHandler(BaseCallbackHandler):
         guard.add_default_sinks((OTelSink(),))
         self.guard = guard
         self._tree = Tree()
-        self._walks: WeakKeyDictionary[Run, Walks] = WeakKeyDictionary()
         self._last: Run | None = None
         self._beginning = threading.RLock()
 
@@ -142,9 +141,8 @@ class BudgetCallbackHandler(BaseCallbackHandler):
 
     @_never_raises
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        """A chain or graph ended; one that ended in an interrupt says so in its output."""
-        paused = isinstance(outputs, Mapping) and "__interrupt__" in outputs
-        self._end_node(run_id.hex, "interrupted" if paused else "completed")
+        """A chain or graph ended; a graph whose node raised an interrupt ends here too, and is paused."""
+        self._end_node(run_id.hex, "completed")
 
     @_never_raises
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -350,6 +348,10 @@ class BudgetCallbackHandler(BaseCallbackHandler):
         node = self._tree.remove(key)
         if node is None:
             return
+        if how == "interrupted" and node.parent is not None:
+            node.parent.paused = True
+        if how == "completed" and node.paused:
+            how = "interrupted"
         for child in below(node):
             self._end_node(child.id, "cancelled", "CancelledError")
         for call_id in tuple(node.calls):
@@ -409,7 +411,7 @@ class BudgetCallbackHandler(BaseCallbackHandler):
         self, run: Run | None, messages: Sequence[BaseMessage], metadata: Mapping[str, Any], params: Mapping[str, Any]
     ) -> Walk:
         base = base_size(model_of(params, metadata), provider_of(metadata), params)
-        walks = self._walks.setdefault(run or self.guard.default_run, Walks())
+        walks = (run or self.guard.default_run).notes.setdefault(Walks, Walks())
         return walks.walk(base, messages, self.guard.measured)
 
     def _end_call(self, run_id: UUID, parent_run_id: UUID | None) -> Permit | None:

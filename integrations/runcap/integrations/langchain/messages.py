@@ -17,6 +17,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
 from runcap.guardrails.estimate import Measured, Prompt
 from runcap.guardrails.ratecard import CacheWrites
+from runcap.guardrails.recent import Recent
 
 _MEDIA = frozenset({"audio", "document", "file", "input_audio", "input_file", "media", "video"})
 _IMAGES = frozenset({"image", "image_url", "input_image"})
@@ -49,16 +50,14 @@ class Walks:
     """The last prompts of one run, by model and tools."""
 
     def __init__(self) -> None:
-        self._last: dict[bytes, Walk] = {}
+        self._last: Recent[bytes, Walk] = Recent(_WALKS)
 
     def walk(self, base: Size, messages: Sequence[BaseMessage], measured: Measured) -> Walk:
         """Measure a prompt, starting from the previous one where it goes on from that."""
-        before = self._last.pop(base.digest, None)
+        before = self._last.get(base.digest)
         start = before if before is not None and _goes_on(before, messages) else _empty(base)
         walk = _walk(start, messages, measured)
-        self._last[base.digest] = walk
-        if len(self._last) > _WALKS:
-            self._last.pop(next(iter(self._last)), None)
+        self._last.put(base.digest, walk)
         return walk
 
 

@@ -14,7 +14,10 @@ Kind = Literal["chain", "agent", "tool"]
 class Node:
     """A chain, agent or tool that has started and not ended."""
 
-    __slots__ = ("calls", "children", "id", "kind", "name", "namespace", "owns_run", "parent", "run", "started_ns", "watch")
+    __slots__ = (
+        *("calls", "children", "id", "kind", "name", "namespace"),
+        *("owns_run", "parent", "paused", "run", "started_ns", "watch"),
+    )
 
     def __init__(
         self, node_id: str, parent: Node | None, kind: Kind, name: str, namespace: object, started_ns: int
@@ -27,6 +30,7 @@ class Node:
         self.started_ns = started_ns
         self.run: Run | None = parent.run if parent is not None else None
         self.owns_run = False
+        self.paused = False
         self.children: dict[str, Node] = {}
         self.calls: set[str] = set()
         self.watch: ref[object] | None = None
