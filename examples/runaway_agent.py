@@ -45,7 +45,7 @@ def search_flights(destination: str, day: int) -> str:
     return f"No flights to {destination} on day {day}. Try another day."
 
 
-def another_try(number: int, body: Mapping[str, Any]) -> Reply:
+def another_try(number: int, _: Mapping[str, Any]) -> Reply:
     """The scripted model never gives up: it asks for the same tool again, with another day."""
     arguments = {"destination": "Lisbon", "day": number % 31 + 1}
     return Reply(tool_calls=[("search_flights", arguments)], output_tokens=120 + 7 * (number % 5))
@@ -63,7 +63,10 @@ def chosen_model(name: str | None) -> Iterator[tuple[BaseChatModel, ScriptedProv
         return
     with ScriptedProvider(another_try) as provider:
         url, key = provider.openai_url, SecretStr("no key needed")
-        yield ChatOpenAI(model="gpt-4o", base_url=url, api_key=key, max_tokens=_MAX_TOKENS, max_retries=0), provider
+        yield (
+            ChatOpenAI(model="gpt-4o", base_url=url, api_key=key, max_completion_tokens=_MAX_TOKENS, max_retries=0),
+            provider,
+        )
 
 
 def show_step(event: Event) -> None:
@@ -96,7 +99,7 @@ def show_tree(spans: tuple[ReadableSpan, ...]) -> None:
 
 
 def _line(span: ReadableSpan) -> str:
-    told = span.attributes or {}
+    told: dict[str, Any] = dict(span.attributes or {})
     line = span.name
     if "gen_ai.usage.cost.amount" in told:
         tokens = f"{told['gen_ai.usage.input_tokens']} in, {told['gen_ai.usage.output_tokens']} out"
@@ -110,7 +113,9 @@ def collected_spans() -> tuple[TracerProvider, InMemorySpanExporter]:
     """A tracer provider that keeps the spans here, and sends them on where an endpoint is set."""
     exporter = InMemorySpanExporter()
     send = "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ
-    provider = setup_otlp(service_name=os.environ.get("OTEL_SERVICE_NAME", "runaway-agent")) if send else TracerProvider()
+    provider = (
+        setup_otlp(service_name=os.environ.get("OTEL_SERVICE_NAME", "runaway-agent")) if send else TracerProvider()
+    )
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     if not send:
         trace.set_tracer_provider(provider)
@@ -131,10 +136,12 @@ def main() -> int:
     handler = BudgetCallbackHandler(Guard(Budget(usd=options.usd, steps=options.steps), sinks=(OTelSink(), show_step)))
     with chosen_model(options.model) as (model, provider):
         agent = create_agent(model, [search_flights], name="travel_agent")
-        question = {"messages": [{"role": "user", "content": "Find me any flight to Lisbon. Do not stop before you have one."}]}
+        question: Any = {
+            "messages": [{"role": "user", "content": "Find me any flight to Lisbon. Do not stop before you have one."}]
+        }
         halted: BudgetExceeded | None = None
         try:
-            agent.invoke(question, config={"callbacks": [handler]})  # type: ignore[arg-type]
+            agent.invoke(question, config={"callbacks": [handler]})
         except BudgetExceeded as refused:
             halted = refused
         run = handler.last_run

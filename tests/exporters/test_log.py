@@ -16,7 +16,12 @@ def test_lines_for_calls_warnings_refusals_and_ends(capsys: pytest.CaptureFixtur
 
     def request(number: int) -> Request:
         return Request(
-            call_id=str(number), model="gpt-4o", provider="openai", prompt=Prompt(), output_cap=1000, output_ceiling=None
+            call_id=str(number),
+            model="gpt-4o",
+            provider="openai",
+            prompt=Prompt(),
+            output_cap=1000,
+            output_ceiling=None,
         )
 
     with guard.run(task="refund") as run, pytest.raises(BudgetExceeded):

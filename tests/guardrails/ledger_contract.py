@@ -22,7 +22,9 @@ def offer(nano: int, *, least: int | None = None, expected: int | None = None, t
     )
 
 
-def account(name: str = "run:a", nano: int | None = 100, steps: int | None = None, tokens: int | None = None) -> Account:
+def account(
+    name: str = "run:a", nano: int | None = 100, steps: int | None = None, tokens: int | None = None
+) -> Account:
     return Account(name, Caps(nano=nano, steps=steps, tokens=tokens))
 
 

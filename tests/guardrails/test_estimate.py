@@ -27,9 +27,7 @@ def test_images_are_bounded_by_the_provider_and_by_the_dearest_rule_otherwise() 
 
 
 def test_the_output_is_bounded_by_the_cap_times_n_and_never_above_the_ceiling() -> None:
-    known = estimate(
-        Prompt(), provider="openai", card=CARD, output_cap=999_999_999, output_ceiling=16_384, choices=2
-    )
+    known = estimate(Prompt(), provider="openai", card=CARD, output_cap=999_999_999, output_ceiling=16_384, choices=2)
     assert known.output_most == 32_768
     assert known.hard
 
@@ -57,7 +55,9 @@ def test_statistics_serve_the_expected_value_only() -> None:
     assert seen.hold == plain.hold
 
 
-@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 100), st.sampled_from(["openai", "anthropic", None]))
+@given(
+    st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 100), st.sampled_from(["openai", "anthropic", None])
+)
 def test_expected_never_exceeds_the_bound(ascii_bytes: int, wide: int, messages: int, provider: str | None) -> None:
     prompt = Prompt(ascii_bytes=ascii_bytes, wide_bytes=wide, messages=messages)
     known = estimate(prompt, provider=provider, card=CARD, output_cap=10, output_ceiling=None)

@@ -149,7 +149,7 @@ def test_tool_calls_are_counted_when_admitted() -> None:
 
 
 def test_an_unpriced_model_is_refused_under_dollars_and_costs_none_without() -> None:
-    unknown = {"model": "gpt-nope", "provider": "openai"}
+    unknown: Any = {"model": "gpt-nope", "provider": "openai"}
     with pytest.raises(UnpricedModel, match="PriceBook"):
         guard().admit(request(**unknown))
     seen = Recorder()
@@ -199,7 +199,7 @@ def test_usage_that_comes_late_reconciles_even_after_the_run() -> None:
     assert run.unknown_usd == 0
     assert run.spent_usd == Decimal("0.005")
     assert len(seen.of(CallReconciled)) == 1
-    assert g.permit(permit.call_id, ended=True) is permit
+    assert g.calls.get_ended(permit.call_id) is permit
 
 
 def test_a_run_waits_with_closing_its_books_for_calls_in_flight() -> None:
@@ -208,7 +208,7 @@ def test_a_run_waits_with_closing_its_books_for_calls_in_flight() -> None:
         permit = g.admit(request())
     assert run.held_usd == Decimal("0.01")
     permit.settle(Usage(0, 100))
-    assert (run.held_usd, run.spent_usd) == (0, Decimal("0.001"))
+    assert (run.held_usd, run.spent_usd) == (Decimal(0), Decimal("0.001"))
     assert isinstance(g.ledger, MemoryLedger)
     assert not g.ledger._accounts
     assert not g.ledger._holds
@@ -274,7 +274,7 @@ async def test_a_call_is_reaped_by_its_task() -> None:
     started = asyncio.Event()
 
     async def call() -> None:
-        g.reap_with_task(await g.aadmit(request()))
+        g.calls.reap_with_task(await g.aadmit(request()))
         started.set()
         await asyncio.Event().wait()
 
@@ -426,5 +426,5 @@ def test_ten_thousand_runs_leave_nothing_behind() -> None:
     ledger = g.ledger
     assert isinstance(ledger, MemoryLedger)
     assert (len(ledger._accounts), len(ledger._holds)) == (0, 0)
-    assert len(g._permits) == len(g._claims) == len(g._named) == 0
-    assert len(g._unsure) <= 1024
+    assert len(g.calls) == len(g._named) == 0
+    assert len(g.calls._unsure) <= 1024

@@ -14,9 +14,7 @@ def usages(draw: st.DrawFn) -> Usage:
     total_in, total_out = draw(COUNTS), draw(COUNTS)
     read = draw(st.integers(0, total_in))
     write = draw(st.integers(0, total_in - read))
-    return Usage(
-        total_in, total_out, read, write, draw(st.integers(0, write)), draw(st.integers(0, total_out))
-    )
+    return Usage(total_in, total_out, read, write, draw(st.integers(0, write)), draw(st.integers(0, total_out)))
 
 
 def test_adds_up_and_sums() -> None:

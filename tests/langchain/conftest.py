@@ -73,11 +73,10 @@ class Watch:
 
     def idle(self) -> None:
         """Nothing is open, held or remembered."""
-        self.guard.drain()
+        self.guard.calls.drain()
         assert self.sink.open_spans == 0
-        assert len(self.handler._tree) == 0
-        assert not self.guard._permits
-        assert not self.guard._claims
+        assert len(self.handler._nodes) == 0
+        assert len(self.guard.calls) == 0
         run = self.handler.last_run
         assert run is None or run.held_usd == 0
 
@@ -96,4 +95,9 @@ def looping(output_tokens: int = 100) -> Script:
     return lambda number, body: Reply(tool_calls=[("look_up", {"query": f"try {number}"})], output_tokens=output_tokens)
 
 
-USER = {"messages": [("user", "find it")]}
+def said(messages: list[Any]) -> Any:
+    """An agent's input."""
+    return {"messages": messages}
+
+
+USER = said([("user", "find it")])

@@ -27,7 +27,7 @@ from runcap.guardrails.events import AgentStarted, RunStarted
 from runcap.guardrails.testing import Reply, ScriptedProvider
 from runcap.integrations.langchain import BudgetCallbackHandler
 
-from .conftest import LOOK_UP, USER, Serve, Watch, claude, looping, openai
+from .conftest import LOOK_UP, USER, Serve, Watch, claude, looping, openai, said
 
 
 def run_to_the_cap(agent: Any, config: Any, style: str) -> None:
@@ -99,7 +99,7 @@ def test_a_sub_agent_spends_from_the_roots_run(serve: Serve, style: str) -> None
     @tool("look_up")
     def research(query: str) -> str:
         """Ask the researcher, who never stops."""
-        return str(sub_agent.invoke({"messages": [("user", query)]})["messages"][-1].content)
+        return str(sub_agent.invoke(said([("user", query)]))["messages"][-1].content)
 
     run_to_the_cap(create_agent(openai(provider), [research], name="boss"), watch.config, style)
     assert provider.received == 7
@@ -113,7 +113,9 @@ def test_a_sub_agent_spends_from_the_roots_run(serve: Serve, style: str) -> None
 @pytest.mark.parametrize(
     "middleware",
     [
-        pytest.param(lambda model: [ModelRetryMiddleware(max_retries=4), ToolRetryMiddleware(max_retries=4)], id="retry"),
+        pytest.param(
+            lambda model: [ModelRetryMiddleware(max_retries=4), ToolRetryMiddleware(max_retries=4)], id="retry"
+        ),
         pytest.param(lambda model: [ModelFallbackMiddleware(model, model)], id="fallback"),
     ],
 )
@@ -154,7 +156,7 @@ def test_a_refusal_inside_a_tool_passes_the_tool_node_that_handles_errors(serve:
     graph.add_edge("model", "tools")
     graph.add_edge("tools", "model")
     with pytest.raises(BudgetExceeded):
-        graph.compile().invoke({"messages": [HumanMessage("go")]}, watch.config)
+        graph.compile().invoke(said([HumanMessage("go")]), watch.config)
     assert provider.received == 4
     watch.idle()
 
@@ -190,7 +192,7 @@ def test_a_hand_built_graph_with_a_fan_out_counts_every_branch(serve: Serve) -> 
         graph.add_edge(START, name)
         graph.add_edge(name, END)
     with pytest.raises(BudgetExceeded):
-        graph.compile().invoke({"messages": [HumanMessage("go")]}, watch.config)
+        graph.compile().invoke(said([HumanMessage("go")]), watch.config)
     assert provider.received == 3
     watch.idle()
 

@@ -22,7 +22,7 @@ from runcap.guardrails import BudgetExceeded
 from runcap.guardrails.events import CallEnded
 from runcap.guardrails.testing import Reply
 
-from .conftest import LOOK_UP, USER, Serve, Watch, claude, looping, openai
+from .conftest import LOOK_UP, USER, Serve, Watch, claude, looping, openai, said
 
 
 def ended(watch: Watch) -> CallEnded:
@@ -52,7 +52,9 @@ def test_every_call_style_settles_to_the_providers_bill(serve: Serve, make: Any,
     elif style == "v3":
         list(model.stream_events("hi", watch.config, version="v3"))
     else:
-        asyncio.run({"ainvoke": lambda: model.ainvoke("hi", watch.config), "astream": stream, "av3": stream_v3}[style]())
+        asyncio.run(
+            {"ainvoke": lambda: model.ainvoke("hi", watch.config), "astream": stream, "av3": stream_v3}[style]()
+        )
     assert len(provider.served) == 1
     assert watch.guard.default_run.spent_usd == provider.cost_usd
     assert watch.guard.default_run.usage.cache_read_tokens == 600
@@ -65,7 +67,10 @@ def test_n_choices_are_billed_once(serve: Serve) -> None:
     watch = Watch(usd=1)
     call = uuid4()
     watch.handler.on_chat_model_start(
-        {}, [[HumanMessage("hi")]], run_id=call, metadata={"ls_provider": "openai"},
+        {},
+        [[HumanMessage("hi")]],
+        run_id=call,
+        metadata={"ls_provider": "openai"},
         invocation_params={"model": "gpt-4o", "n": 2, "max_tokens": 10},
     )
     watch.handler.on_llm_end(
@@ -128,7 +133,9 @@ async def test_an_abandoned_astream_of_a_graph_leaves_nothing(serve: Serve) -> N
     assert ended(watch).state in ("unknown", "settled")
 
 
-@pytest.mark.parametrize(("status", "state"), [(400, "released"), (401, "released"), (429, "released"), (500, "unknown")])
+@pytest.mark.parametrize(
+    ("status", "state"), [(400, "released"), (401, "released"), (429, "released"), (500, "unknown")]
+)
 @pytest.mark.parametrize("make", [openai, claude])
 def test_errors_of_the_provider(serve: Serve, make: Any, status: int, state: str) -> None:
     provider = serve(Reply(status=status))
@@ -149,7 +156,7 @@ def test_a_refused_connection_costs_nothing(serve: Serve, make: Any) -> None:
     model = make(provider)
     provider.__exit__(None, None, None)
     watch = Watch(usd=1)
-    with pytest.raises(Exception, match="(?i)connection"):
+    with pytest.raises(Exception, match=r"(?i)connection"):
         model.invoke("hi", watch.config)
     assert ended(watch).state == "released"
     assert watch.guard.default_run.remaining_usd == 1
@@ -159,7 +166,7 @@ def test_a_time_out_charges_the_prompt_and_holds_the_rest_as_unknown(serve: Serv
     gate = threading.Event()
     provider = serve(Reply(text="late", gate=gate))
     watch = Watch(usd=1)
-    with pytest.raises(Exception, match="(?i)timed out"):
+    with pytest.raises(Exception, match=r"(?i)timed out"):
         openai(provider, timeout=0.05).invoke("hi", watch.config)
     gate.set()
     run = watch.guard.default_run
@@ -173,7 +180,7 @@ def test_a_time_out_charges_the_prompt_and_holds_the_rest_as_unknown(serve: Serv
 def test_a_hang_up_before_the_answer_is_unknown(serve: Serve) -> None:
     provider = serve(Reply(text="never seen", hang_up="before"))
     watch = Watch(usd=1)
-    with pytest.raises(Exception, match="(?i)connection|disconnect"):
+    with pytest.raises(Exception, match=r"(?i)connection|disconnect"):
         openai(provider).invoke("hi", watch.config)
     run = watch.guard.default_run
     assert ended(watch).state == "unknown"
@@ -182,8 +189,8 @@ def test_a_hang_up_before_the_answer_is_unknown(serve: Serve) -> None:
 
 
 async def _cancelled(task: asyncio.Task[Any], gate: threading.Event) -> None:
-    while not gate.is_set():
-        await asyncio.sleep(0.001)  # until the request has reached the provider
+    while not gate.is_set():  # noqa: ASYNC110 - until the request has reached the provider's thread
+        await asyncio.sleep(0.001)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -221,12 +228,13 @@ async def test_a_cancelled_call_is_reaped_by_its_task(serve: Serve, kind: str) -
     graph.add_node("ask", ask)
     graph.add_edge(START, "ask")
     graph.add_edge("ask", END)
+    task: asyncio.Task[Any]
     if kind == "model":
         task = asyncio.create_task(model.ainvoke("hi", watch.config))
     elif kind == "agent":
-        task = asyncio.create_task(create_agent(model, []).ainvoke(USER, watch.config))  # type: ignore[arg-type]
+        task = asyncio.create_task(create_agent(model, []).ainvoke(USER, watch.config))
     else:
-        task = asyncio.create_task(graph.compile().ainvoke({"messages": [HumanMessage("hi")]}, watch.config))  # type: ignore[arg-type]
+        task = asyncio.create_task(graph.compile().ainvoke(said([HumanMessage("hi")]), watch.config))
     await _cancelled(task, script.arrived)
     script.gate.set()
     watch.idle()
@@ -243,8 +251,8 @@ async def test_forty_cancelled_agents_leave_nothing(serve: Serve) -> None:
     provider = serve(script)
     watch = Watch(usd=1)
     agent = create_agent(openai(provider), [LOOK_UP])
-    tasks = [asyncio.create_task(agent.ainvoke(USER, watch.config)) for _ in range(40)]  # type: ignore[arg-type]
-    while provider.received < 40:
+    tasks = [asyncio.create_task(agent.ainvoke(USER, watch.config)) for _ in range(40)]
+    while provider.received < 40:  # noqa: ASYNC110 - until the provider's threads have them all
         await asyncio.sleep(0.002)
     for task in tasks:
         task.cancel()
@@ -276,7 +284,7 @@ async def test_one_task_making_many_calls_gathers_no_callbacks(serve: Serve) -> 
         await model.ainvoke("hi", watch.config)
     task = asyncio.current_task()
     assert task is not None
-    assert len(watch.guard._tasks[task]) <= 1
+    assert len(watch.guard.calls._tasks[task]) <= 1
 
 
 def test_a_langchain_cache_hit_charges_nothing(serve: Serve) -> None:
@@ -326,14 +334,16 @@ async def test_text_models_are_capped_and_starve_no_other_handler() -> None:
     watch.idle()
 
 
-def test_an_end_hook_never_raises(serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_end_hook_never_raises(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     provider = serve(Reply(text="paid for"))
     watch = Watch(usd=1)
 
     def broken(*_: object) -> None:
         raise ValueError("secret")
 
-    monkeypatch.setattr("runcap.integrations.langchain.handler.read_response", broken)
+    monkeypatch.setattr("runcap.integrations.langchain.calls.read_response", broken)
     assert openai(provider).invoke("hi", watch.config).content == "paid for"
     assert "on_llm_end failed with ValueError" in caplog.text
     assert "secret" not in caplog.text
@@ -346,7 +356,7 @@ def test_the_second_call_of_a_loop_is_held_tightly(serve: Serve) -> None:
     watch = Watch(steps=3)
     agent = create_agent(openai(provider, max_tokens=10), [LOOK_UP])
     with pytest.raises(BudgetExceeded):
-        agent.invoke({"messages": [("user", "find it " * 2_000)]}, watch.config)
+        agent.invoke(said([("user", "find it " * 2_000)]), watch.config)
     from runcap.guardrails.events import CallStarted
 
     held = [start.held_nano for start in watch.recorder.of(CallStarted)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from langchain.agents import create_agent
@@ -17,12 +17,11 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
-from typing_extensions import Annotated
 
 from runcap.guardrails import BudgetExceeded
 from runcap.guardrails.testing import Reply
 
-from .conftest import LOOK_UP, USER, Serve, Watch, looping, openai
+from .conftest import LOOK_UP, USER, Serve, Watch, looping, openai, said
 
 ONE_TOOL = [Reply(tool_calls=[("look_up", {"query": "secret question"})]), Reply(text="secret answer")]
 
@@ -33,9 +32,9 @@ def test_the_official_shape(serve: Serve, asynchronous: bool) -> None:
     watch = Watch(usd=1)
     agent = create_agent(openai(provider), [LOOK_UP], name="helper")
     if asynchronous:
-        asyncio.run(agent.ainvoke(USER, watch.config))  # type: ignore[arg-type]
+        asyncio.run(agent.ainvoke(USER, watch.config))
     else:
-        agent.invoke(USER, watch.config)  # type: ignore[arg-type]
+        agent.invoke(USER, watch.config)
     assert watch.tree() == [
         ("invoke_agent helper", None),
         ("chat gpt-4o", "invoke_agent helper"),
@@ -53,7 +52,7 @@ def test_attributes_and_totals(serve: Serve) -> None:
     provider = serve(ONE_TOOL)
     watch = Watch(usd=1, steps=9)
     agent = create_agent(openai(provider), [LOOK_UP], name="helper")
-    agent.invoke(USER, watch.config | {"configurable": {"thread_id": "t-1"}})  # type: ignore[arg-type]
+    agent.invoke(USER, watch.config | {"configurable": {"thread_id": "t-1"}})
     by_name = {span.name: dict(span.attributes or {}) for span in watch.spans}
     chats = [dict(span.attributes or {}) for span in watch.spans if span.name.startswith("chat")]
     chat, whole, used = chats[-1], by_name["invoke_agent helper"], by_name["execute_tool look_up"]
@@ -95,7 +94,7 @@ def test_no_content_anywhere(serve: Serve) -> None:
     provider = serve(ONE_TOOL)
     watch = Watch(usd=1)
     agent = create_agent(openai(provider), [LOOK_UP], system_prompt="secret system")
-    agent.invoke({"messages": [("user", "secret prompt")]}, watch.config)  # type: ignore[arg-type]
+    agent.invoke(said([("user", "secret prompt")]), watch.config)
     told = json.dumps([json.loads(span.to_json()) for span in watch.spans]) + repr(watch.recorder.events)
     assert "secret" not in told
 
@@ -104,7 +103,7 @@ def test_a_breach_is_an_error_on_the_span_with_its_numbers(serve: Serve) -> None
     provider = serve(looping())
     watch = Watch(steps=2)
     with pytest.raises(BudgetExceeded):
-        create_agent(openai(provider), [LOOK_UP], name="helper").invoke(USER, watch.config)  # type: ignore[arg-type]
+        create_agent(openai(provider), [LOOK_UP], name="helper").invoke(USER, watch.config)
     whole = next(span for span in watch.spans if span.name == "invoke_agent helper")
     assert whole.status.status_code is StatusCode.ERROR
     assert whole.status.description == "BudgetExceeded"
@@ -130,9 +129,9 @@ def test_a_sub_agent_nests_under_its_tool_in_one_trace(serve: Serve) -> None:
     @tool
     def ask(query: str) -> str:
         """Ask the sub-agent."""
-        return str(sub_agent.invoke({"messages": [("user", query)]})["messages"][-1].content)  # type: ignore[arg-type]
+        return str(sub_agent.invoke(said([("user", query)]))["messages"][-1].content)
 
-    create_agent(openai(provider), [ask], name="boss").invoke(USER, watch.config)  # type: ignore[arg-type]
+    create_agent(openai(provider), [ask], name="boss").invoke(USER, watch.config)
     assert watch.tree() == [
         ("invoke_agent boss", None),
         ("chat gpt-4o", "invoke_agent boss"),
@@ -154,7 +153,7 @@ def test_a_graph_inside_a_graph_is_an_agent_of_its_own(serve: Serve) -> None:
     graph.add_node("first", inner)
     graph.add_edge(START, "first")
     graph.add_edge("first", END)
-    graph.compile(name="outer").invoke({"messages": [HumanMessage("hi")]}, watch.config)
+    graph.compile(name="outer").invoke(said([HumanMessage("hi")]), watch.config)
     assert watch.tree() == [
         ("invoke_agent outer", None),
         ("invoke_agent inner", "invoke_agent outer"),
@@ -168,7 +167,7 @@ def test_agents_live_under_the_users_own_span(serve: Serve) -> None:
     watch = Watch(usd=1)
     tracer = watch.sink._tracer
     with tracer.start_as_current_span("request"):
-        create_agent(openai(provider), [], name="helper").invoke(USER, watch.config)  # type: ignore[arg-type]
+        create_agent(openai(provider), [], name="helper").invoke(USER, watch.config)
         openai(provider).invoke("hi", watch.config)
     assert sorted(watch.tree(), key=str) == [
         ("chat gpt-4o", "invoke_agent helper"),
@@ -226,7 +225,7 @@ def test_a_hand_off_is_no_error(serve: Serve) -> None:
     graph.add_node("first", create_agent(openai(provider), [transfer], name="first"), destinations=("second",))
     graph.add_node("second", create_agent(openai(provider), [], name="second"))
     graph.add_edge(START, "first")
-    graph.compile(name="team").invoke({"messages": [HumanMessage("hi")]}, watch.config)
+    graph.compile(name="team").invoke(said([HumanMessage("hi")]), watch.config)
     outcomes = {span.name: (span.attributes or {}).get("runcap.outcome") for span in watch.spans}
     assert outcomes["invoke_agent first"] == "handoff"
     assert all(span.status.status_code is StatusCode.UNSET for span in watch.spans)
@@ -243,7 +242,7 @@ def test_an_error_names_its_type_and_never_its_text(serve: Serve) -> None:
         raise KeyError("secret value")
 
     with pytest.raises(KeyError):
-        create_agent(openai(provider), [broken]).invoke(USER, watch.config)  # type: ignore[arg-type]
+        create_agent(openai(provider), [broken]).invoke(USER, watch.config)
     failed = next(span for span in watch.spans if span.name == "execute_tool look_up")
     assert failed.status.description == "KeyError"
     assert "secret" not in "".join(span.to_json() for span in watch.spans)
@@ -255,7 +254,9 @@ def test_a_chain_of_an_agent_is_one_trace_under_the_agent(serve: Serve) -> None:
     watch = Watch(usd=1)
     from langchain_core.runnables import RunnableLambda
 
-    chain = RunnableLambda(lambda text: {"messages": [("user", text)]}) | create_agent(openai(provider), [], name="a")
+    chain: Any = RunnableLambda(lambda text: {"messages": [("user", text)]}) | create_agent(
+        openai(provider), [], name="a"
+    )  # type: ignore[operator]
     chain.invoke("hi", watch.config)
     assert watch.tree() == [("invoke_agent a", None), ("chat gpt-4o", "invoke_agent a")]
     watch.idle()
@@ -273,7 +274,7 @@ def test_beside_other_handlers_nothing_of_theirs_changes(serve: Serve) -> None:
             heard.append("end")
 
     watch = Watch(usd=1)
-    create_agent(openai(provider), [LOOK_UP]).invoke(USER, {"callbacks": [Other(), watch.handler, Other()]})  # type: ignore[arg-type]
+    create_agent(openai(provider), [LOOK_UP]).invoke(USER, {"callbacks": [Other(), watch.handler, Other()]})
     assert heard == ["start", "start", "end", "end"] * 2
 
 
@@ -283,7 +284,7 @@ def test_many_runs_leave_nothing(serve: Serve) -> None:
     watch = Watch(steps=5)
     agent = create_agent(FakeListChatModel(responses=["ok"]), [])
     for _ in range(200):
-        agent.invoke(USER, watch.config)  # type: ignore[arg-type]
+        agent.invoke(USER, watch.config)
         assert watch.handler.last_run is not None
         assert not watch.handler.last_run.notes
     watch.idle()

@@ -27,7 +27,9 @@ class LogSink:
         stream: where the default logger writes, standard error if not given.
     """
 
-    def __init__(self, logger: structlog.typing.FilteringBoundLogger | None = None, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, logger: structlog.typing.FilteringBoundLogger | None = None, stream: TextIO | None = None
+    ) -> None:
         self._log = logger if logger is not None else _default_logger(stream or sys.stderr)
 
     def __call__(self, event: Event) -> None:

@@ -156,7 +156,7 @@ def _refused(refusal: Refusal, model: str | None) -> Refused:
     if _fits_once_settled(refusal):
         way_out = "Calls in flight hold the rest; try again when they are done"
         return BudgetBusy(details("budget busy", refusal, refusal.unit, way_out, model))
-    more = f'run.top_up({refusal.unit}=...) or a larger Budget({refusal.unit}=...)'
+    more = f"run.top_up({refusal.unit}=...) or a larger Budget({refusal.unit}=...)"
     if not any(balance.spent.held_part()) and UNITS.index(refusal.unit) < HELD_UNITS:
         more += "; nothing was spent yet: this one call may cost more than the whole cap (lower its max_tokens)"
     return BudgetExceeded(details("budget exceeded", refusal, refusal.unit, f"The way out: {more}", model))
@@ -185,14 +185,18 @@ def _fits_once_settled(refusal: Refusal) -> bool:
     return UNITS.index(str(refusal.unit)) < HELD_UNITS
 
 
-def details(
-    reason: str, refusal: Refusal, unit: str | None, way_out: str, model: str | None = None
-) -> RefusalDetails:
+def details(reason: str, refusal: Refusal, unit: str | None, way_out: str, model: str | None = None) -> RefusalDetails:
     """The numbers of a refusal, in one unit."""
     balance, account = refusal.balance, refusal.account
     numbers = unit_numbers(balance, refusal.needed, unit) if unit in UNITS else {}
     return RefusalDetails(
-        reason=reason, way_out=way_out, run_id=account_name(account), scope=account.scope, unit=unit, model=model, **numbers
+        reason=reason,
+        way_out=way_out,
+        run_id=account_name(account),
+        scope=account.scope,
+        unit=unit,
+        model=model,
+        **numbers,
     )
 
 

@@ -52,7 +52,8 @@ class Budget:
     ) -> None:
         if usd is None and steps is None and tool_calls is None and tokens is None and seconds is None:
             raise ValueError(
-                'Budget needs at least one cap: usd, steps, tool_calls, tokens or seconds, e.g. Budget(usd="0.50", steps=25)'
+                "Budget needs at least one cap: usd, steps, tool_calls, tokens or seconds, "
+                'e.g. Budget(usd="0.50", steps=25)'
             )
         _set(self, "usd", None if usd is None else _dollars(usd))
         _set(self, "steps", _count(steps, "steps"))

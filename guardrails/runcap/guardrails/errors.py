@@ -132,4 +132,3 @@ class UnboundedCall(Refused):
 
 class LedgerUnavailable(Refused):
     """The ledger could not answer, so the cap could not be checked; the call is refused."""
-

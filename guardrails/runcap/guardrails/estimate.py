@@ -23,7 +23,7 @@ EXPECTED_FRAMING = 4
 """Tokens around one message, typically."""
 
 STRICT_CLAUDE = 2.1
-"""Claude tokens per byte of adversarial text (normalised; natural text stays below 1). Used by `Budget(strict=True)`."""
+"""Claude tokens per byte of adversarial, normalised text (natural text stays below 1); for `Budget(strict=True)`."""
 
 EXPECTED_PER_BYTE = {"openai": 0.30, "azure": 0.30, "anthropic": 0.47}
 EXPECTED_PER_BYTE_OTHERWISE = 0.47

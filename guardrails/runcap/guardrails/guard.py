@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 from .admission import Steps, admit, adrive, drive
 from .amounts import Amounts
 from .budget import Budget
 from .clock import Clock, NewId, SystemClock, new_id
+from .dispatch import Dispatcher
 from .errors import BudgetExceeded, RefusalDetails, Refused, UnboundedCall, UnpricedModel
 from .estimate import Estimate, Measured, TypicalOutput, estimate
 from .events import CallRefused, CallStarted, Event, RunEnded, RunStarted, RunStopped, Sink
+from .inflight import InFlight
 from .ledger import Grant, Ledger, MemoryLedger, Offer, Settlement
 from .permit import Permit
 from .pricing import NoPrice, PriceBook
 from .ratecard import RateCard
-from .recent import Recent
 from .request import Request
 from .run import Run, ambient
-
-_log = logging.getLogger("runcap")
-
-_UNSURE = 1_024
-"""How many calls that ended as unknown are kept, in case their usage arrives after all."""
 
 
 class Guard:
@@ -71,19 +63,13 @@ class Guard:
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.measured = Measured()
         self.typical_output = TypicalOutput()
-        self._sinks: tuple[Sink, ...] | None = None if sinks is None else tuple(sinks)
+        self.calls = InFlight()
+        self._dispatcher = Dispatcher(sinks)
         self._new_id = new_id
         self._unscoped = unscoped
-        self._permits: dict[str, Permit] = {}
-        self._unsure: Recent[str, Permit] = Recent(_UNSURE)
-        self._claims: dict[str, tuple[object]] = {}
         self._named: dict[str, Run] = {}
         self._naming = threading.RLock()  # a finalizer may end a run in the middle of naming another
         self._default: Run | None = None
-        self._tasks: WeakKeyDictionary[asyncio.Task[object], set[str]] = WeakKeyDictionary()
-        self._deferred: deque[Callable[[], None]] = deque()
-        self._emitting = threading.local()
-        self._reported: set[tuple[int, str]] = set()
         self.prices.warm()
 
     # Runs
@@ -198,100 +184,28 @@ class Guard:
             raise
         self._warn(run, grant)
 
-    def permit(self, call_id: str, *, ended: bool = False) -> Permit | None:
-        """The permit of a call in flight; with `ended`, also of one whose usage may still arrive."""
-        permit = self._permits.get(call_id)
-        return self._unsure.get(call_id) if permit is None and ended else permit
-
-    def claim(self, call_id: str, owner: object) -> bool:
-        """Take a call on; False where it was taken before, by this owner or another."""
-        token = (owner,)
-        return self._claims.setdefault(call_id, token) is token
-
-    def unclaim(self, call_id: str) -> None:
-        """Give a call up."""
-        self._claims.pop(call_id, None)
-
     def ended(self, permit: Permit, settlement: Settlement | None) -> None:
         """A permit ended: forget it, warn, and close runs that were waiting for it."""
-        if permit.state == "unknown":
-            self._unsure.put(permit.call_id, permit)
-        self._permits.pop(permit.call_id, None)
-        self.unclaim(permit.call_id)
+        self.calls.end(permit)
         for run, balance in zip(permit.run.outward(), settlement.balances if settlement else (), strict=False):
             run.warn(balance)
         for run in permit.run.outward():
             run.close_when_idle()
 
-    def reap(self, call_id: str, error_type: str = "CancelledError") -> None:
-        """End a call nobody will report on any more: charged what was seen, the rest unknown."""
-        permit = self._permits.get(call_id)
-        if permit is not None:
-            permit.abandon(error_type)
-
-    def reap_with_task(self, permit: Permit) -> None:
-        """Reap this call when the current task is done, should nobody have ended it by then."""
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:
-            return
-        if task is None:
-            return
-        calls = self._tasks.get(task)
-        if calls is None:
-            calls = self._tasks[task] = set()
-            task.add_done_callback(self._task_done)
-        calls.add(permit.call_id)
-        for call_id in [one for one in calls if one not in self._permits]:
-            calls.discard(call_id)
-
-    def defer(self, action: Callable[[], None]) -> None:
-        """Leave an action to the next use of this guard; safe in finalizers, which may run anywhere."""
-        self._deferred.append(action)
-
-    def drain(self) -> None:
-        """Do what finalizers left."""
-        while self._deferred:
-            try:
-                action = self._deferred.popleft()
-            except IndexError:
-                return
-            action()
-
     # Sinks
 
     def add_default_sinks(self, sinks: Sequence[Sink]) -> None:
         """For adapters: use these if the user left `sinks` to the adapter."""
-        if self._sinks is None:
-            self._sinks = tuple(sinks)
+        self._dispatcher.default(sinks)
 
     def emit(self, event: Event) -> None:
-        """Tell the sinks, in order; one thread's events never overlap, even when a finalizer interrupts a sink."""
-        waiting: deque[Event] | None = getattr(self._emitting, "waiting", None)
-        if waiting is not None:
-            waiting.append(event)
-            return
-        waiting = self._emitting.waiting = deque([event])
-        try:
-            while waiting:
-                self._deliver(waiting.popleft())
-        finally:
-            self._emitting.waiting = None
-
-    def _deliver(self, event: Event) -> None:
-        for index, sink in enumerate(self._sinks or ()):
-            try:
-                sink(event)
-            except Exception as error:  # noqa: BLE001 - a sink is foreign code and must never touch the call
-                key = (index, type(error).__name__)
-                if key not in self._reported:
-                    self._reported.add(key)
-                    _log.warning("runcap: sink %r failed with %s; said once", sink, type(error).__name__)
+        """Tell the sinks."""
+        self._dispatcher.emit(event)
 
     # Inside
 
     def _run_or_refuse(self, request: Request, run: Run | None) -> Run:
-        self.drain()
+        self.calls.drain()
         run = run or self.current_run()
         if run is not None:
             return run
@@ -362,11 +276,9 @@ class Guard:
         offer = Offer(most=known.hold, least=known.hold, expected=known.expected)
         return admit(request.call_id, (offer,), run.accounts, request.model)
 
-    def _permit(
-        self, request: Request, run: Run, prepared: tuple[Estimate, RateCard | None], grant: Grant
-    ) -> Permit:
+    def _permit(self, request: Request, run: Run, prepared: tuple[Estimate, RateCard | None], grant: Grant) -> Permit:
         permit = Permit(self, run, request, *prepared, grant)
-        self._permits[request.call_id] = permit
+        self.calls.begin(permit)
         self.emit(
             CallStarted(
                 time_ns=permit.started_ns,
@@ -397,7 +309,3 @@ class Guard:
                 time_ns=now, run=run.info, call_id=call_id, parent_id=parent_id, kind=kind, details=refused.details
             )
         )
-
-    def _task_done(self, task: asyncio.Task[object]) -> None:
-        for call_id in self._tasks.pop(task, ()):
-            self.reap(call_id)

@@ -74,7 +74,9 @@ class Permit:
         self.run.count(usage, priced=nano is not None)
         self._guard.typical_output.add(self.request.model, usage.output_tokens)
         settlement = self._book(Settle(self.call_id, charge))
-        self._end("settled", settlement, usage=usage, cost=nano, source=source, response=response, error_type=error_type)
+        self._end(
+            "settled", settlement, usage=usage, cost=nano, source=source, response=response, error_type=error_type
+        )
         return True
 
     def free(self, response: Response = _NOTHING) -> bool:
@@ -119,7 +121,13 @@ class Permit:
         settlement = self._book(Settle(self.call_id, charge, unknown))
         self._booked = (charge, unknown)
         self._end(
-            "unknown", settlement, usage=usage, cost=nano, unknown=unknown.nano, response=response, error_type=error_type
+            "unknown",
+            settlement,
+            usage=usage,
+            cost=nano,
+            unknown=unknown.nano,
+            response=response,
+            error_type=error_type,
         )
         return True
 

@@ -180,7 +180,7 @@ def data_source() -> str:
 @cache
 def _snapshot() -> data_snapshot.DataSnapshot:
     # The bundled data, not get_snapshot(): another library of the process may have started an auto-update.
-    from genai_prices.data import providers
+    from genai_prices.data import providers  # noqa: PLC0415 - a third of a second, paid when the first guard is made
 
     return data_snapshot.DataSnapshot(providers=providers, from_auto_update=False)
 
@@ -229,7 +229,9 @@ def _price_at(info: ModelInfo, model: str, context: PriceContext | None, at: dat
 
 def _compile(name: str, price: ModelPrice) -> RateCard:
     if price.input_mtok is None:
-        raise NoPrice(f"model {name!r} is known but has no price per input token; give one with PriceBook(overrides=...)")
+        raise NoPrice(
+            f"model {name!r} is known but has no price per input token; give one with PriceBook(overrides=...)"
+        )
     keys = {
         "plain_input": price.input_mtok,
         "output": price.output_mtok,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from decimal import Decimal
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from .amounts import ZERO, Amounts
 from .budget import Budget
@@ -46,7 +46,8 @@ class Run:
         conversation_id: str | None = None,
     ) -> None:
         self._guard = guard
-        self._parent: Run | None = parent
+        self.parent = parent
+        """The run around it that it spends from too."""
         self._outer: Run | None = None
         self._entered = False
         self._started = guard.clock.monotonic()
@@ -91,7 +92,7 @@ class Run:
     @property
     def balance(self) -> Balance:
         """Every figure at this instant, in integers."""
-        self._guard.drain()
+        self._guard.calls.drain()
         return self._final or self._guard.ledger.balance(self.accounts[0].id)
 
     @property
@@ -198,7 +199,7 @@ class Run:
 
         return bound
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Self:
         if self._entered:
             raise RuntimeError(f"run {self.id} was entered before; make another with guard.run(...)")
         self._entered = True
@@ -212,7 +213,7 @@ class Run:
             ambient.set(self._outer)
         self.end()
 
-    async def __aenter__(self) -> Run:
+    async def __aenter__(self) -> Self:
         return self.__enter__()
 
     async def __aexit__(
@@ -230,7 +231,7 @@ class Run:
         run: Run | None = self
         while run is not None:
             yield run
-            run = run._parent
+            run = run.parent
 
     def enclosing(self) -> Run | None:
         """The run that was ambient when this one was entered, of whichever guard."""
@@ -247,8 +248,8 @@ class Run:
     def count(self, usage: Usage, *, priced: bool) -> None:
         """Add a call's tokens."""
         self._counted.append((usage, priced))
-        if self._parent is not None:
-            self._parent.count(usage, priced=priced)
+        if self.parent is not None:
+            self.parent.count(usage, priced=priced)
         self._fold(wait=False)
 
     def reconciled(self, before: tuple[Amounts, Amounts], charge: Amounts) -> None:

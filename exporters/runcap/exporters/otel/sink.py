@@ -151,9 +151,7 @@ class OTelSink:
         )
         context = trace.set_span_in_context(span, Context())
         is_agent = isinstance(event, AgentStarted)
-        self._live[event.node_id] = _Live(
-            span, context, event.parent_id, is_agent, event.run.id, agent_name or above
-        )
+        self._live[event.node_id] = _Live(span, context, event.parent_id, is_agent, event.run.id, agent_name or above)
 
     def _close(self, event: AgentEnded | ToolEnded) -> None:
         live = self._live.pop(event.node_id, None)

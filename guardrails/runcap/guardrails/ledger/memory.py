@@ -51,7 +51,7 @@ class MemoryLedger:
         self._pid = os.getpid()
         self._accounts: dict[str, _State] = {}
         self._holds: dict[str, _Hold] = {}
-        self._finished: Recent[str, bool] = Recent(_REMEMBERED)
+        self._finished: Recent[str, str] = Recent(_REMEMBERED)
         self._lock = threading.Lock()
         self._local = threading.local()
         self._late: deque[Callable[[], object]] = deque()
@@ -202,7 +202,7 @@ class MemoryLedger:
     def _release(self, call_id: str) -> Settlement | None:
         if call_id in self._holds:
             return self._settle(call_id, ZERO, ZERO)
-        self._finished.put(call_id, True)
+        self._finished.put(call_id, call_id)
         return None
 
     def _land(self, hold: _Hold) -> list[_State]:
@@ -218,7 +218,7 @@ class MemoryLedger:
         balances = tuple(self._balance(account_id) for account_id in hold.accounts)
         if not any(hold.unknown):
             del self._holds[call_id]
-            self._finished.put(call_id, True)
+            self._finished.put(call_id, call_id)
         return Settlement(call_id, hold.charged, hold.unknown, balances)
 
     def _top_up(self, account_id: str, key: str, extra: Amounts) -> bool:
@@ -244,7 +244,7 @@ class MemoryLedger:
                 hold.accounts.remove(account_id)
                 if not hold.accounts:
                     del self._holds[call_id]
-                    self._finished.put(call_id, True)
+                    self._finished.put(call_id, call_id)
         return balance
 
     def _state(self, account: Account) -> _State:

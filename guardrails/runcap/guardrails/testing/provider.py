@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from . import anthropic_wire, openai_wire
 from .ledger import Bill, Served
@@ -74,7 +75,7 @@ class ScriptedProvider:
         self._bill = Bill(prices)
         self._server: ThreadingHTTPServer | None = None
 
-    def __enter__(self) -> ScriptedProvider:
+    def __enter__(self) -> Self:
         server = _Server(("127.0.0.1", 0), _handler(self))
         self._server = server
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -125,7 +126,7 @@ class ScriptedProvider:
             reply.gate.wait(timeout=60)
         if reply.latency:
             time.sleep(reply.latency)
-        if reply.status != 200:
+        if reply.status != HTTPStatus.OK:
             _send_json(out, reply.status, wire.error(reply.status))
             return
         answer = _answer(number, reply, body, wire)
@@ -211,7 +212,9 @@ _WIRES: Mapping[str, Wire] = {
 
 
 def _answer(number: int, reply: Reply, body: Mapping[str, Any], wire: Wire) -> Answer:
-    calls = tuple((f"call_{number:06d}{index:03d}", name, dict(args)) for index, (name, args) in enumerate(reply.tool_calls))
+    calls = tuple(
+        (f"call_{number:06d}{index:03d}", name, dict(args)) for index, (name, args) in enumerate(reply.tool_calls)
+    )
     said = len(reply.text.encode()) + sum(len(name) + len(json.dumps(args)) for _, name, args in calls)
     wanted = reply.output_tokens if reply.output_tokens is not None else max(1, round(said * _TOKENS_PER_BYTE))
     cap = wire.output_cap(body)
@@ -234,7 +237,10 @@ def _answer(number: int, reply: Reply, body: Mapping[str, Any], wire: Wire) -> A
 
 def _count(body: Mapping[str, Any]) -> int:
     parts = [*body.get("messages", ()), *body.get("tools", ()), *([body["system"]] if body.get("system") else [])]
-    return sum(_TOKENS_PER_MESSAGE + round(len(json.dumps(part, ensure_ascii=False).encode()) * _TOKENS_PER_BYTE) for part in parts)
+    return sum(
+        _TOKENS_PER_MESSAGE + round(len(json.dumps(part, ensure_ascii=False).encode()) * _TOKENS_PER_BYTE)
+        for part in parts
+    )
 
 
 def _send_json(out: BaseHTTPRequestHandler, status: int, body: Mapping[str, Any]) -> None:

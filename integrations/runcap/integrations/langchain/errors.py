@@ -11,7 +11,6 @@ from typing import cast
 
 from runcap.guardrails.errors import Refused
 
-
 _made: dict[type[Refused], type[Refused]] = {}
 
 
@@ -23,7 +22,7 @@ def _bubbling(kind: type[Refused]) -> type[Refused]:
 
 def _make(kind: type[Refused]) -> type[Refused]:
     try:
-        from langgraph.errors import GraphBubbleUp
+        from langgraph.errors import GraphBubbleUp  # noqa: PLC0415 - an optional dependency
     except ImportError:
         return kind
     body = {"__doc__": kind.__doc__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from typing import Literal
 
 from runcap.guardrails.errors import Refused
@@ -33,10 +34,10 @@ def billing(error: BaseException) -> Billing:
     if isinstance(error, Refused):
         return "never"
     status = _status(error)
-    if status is not None and 400 <= status < 500 and status != 408:
-        return "never"
-    if status is not None and status >= 500:
+    if status is not None and status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return "failed"
+    if status is not None and status >= HTTPStatus.BAD_REQUEST and status != HTTPStatus.REQUEST_TIMEOUT:
+        return "never"
     if any(_named(cause, _NEVER_CONNECTED) for cause in _causes(error)):
         return "never"
     return "perhaps"

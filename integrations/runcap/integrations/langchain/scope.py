@@ -42,9 +42,8 @@ def read_metadata(metadata: Mapping[str, Any]) -> RunMetadata:
         return RunMetadata.model_validate(raw)
     except ValidationError as error:
         where = ", ".join(".".join(map(str, problem["loc"])) or "it" for problem in error.errors())
-        raise ValueError(
-            f'metadata["runcap"] must be a mapping of strings such as {{"user": "ada", "task": "refund"}}; wrong: {where}'
-        ) from None
+        shape = 'a mapping of strings such as {"user": "ada", "task": "refund"}'
+        raise ValueError(f'metadata["runcap"] must be {shape}; wrong: {where}') from None
 
 
 def scoped_run(guard: Guard, metadata: Mapping[str, Any]) -> Run | None:

@@ -1,0 +1,94 @@
+"""The calls under way: who has taken one on, and who ends it when nobody else does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+from .permit import Permit
+from .recent import Recent
+
+_UNSURE = 1_024
+"""How many calls that ended as unknown are kept, in case their usage arrives after all."""
+
+
+class InFlight:
+    """Permits by call id. Every operation is a single dict operation, safe across threads and in finalizers."""
+
+    def __init__(self) -> None:
+        self._permits: dict[str, Permit] = {}
+        self._unsure: Recent[str, Permit] = Recent(_UNSURE)
+        self._claims: dict[str, tuple[object]] = {}
+        self._tasks: WeakKeyDictionary[asyncio.Task[object], set[str]] = WeakKeyDictionary()
+        self._deferred: deque[Callable[[], None]] = deque()
+
+    def __len__(self) -> int:
+        return max(len(self._permits), len(self._claims))
+
+    def get(self, call_id: str) -> Permit | None:
+        """The permit of a call in flight."""
+        return self._permits.get(call_id)
+
+    def get_ended(self, call_id: str) -> Permit | None:
+        """The permit of a call in flight, or of one that ended as unknown and whose usage may still arrive."""
+        return self._permits.get(call_id) or self._unsure.get(call_id)
+
+    def claim(self, call_id: str, owner: object) -> bool:
+        """Take a call on; False where it was taken before, by this owner or another."""
+        token = (owner,)
+        return self._claims.setdefault(call_id, token) is token
+
+    def unclaim(self, call_id: str) -> None:
+        """Give a call up."""
+        self._claims.pop(call_id, None)
+
+    def begin(self, permit: Permit) -> None:
+        """A permit was granted."""
+        self._permits[permit.call_id] = permit
+
+    def end(self, permit: Permit) -> None:
+        """A permit ended."""
+        if permit.state == "unknown":
+            self._unsure.put(permit.call_id, permit)
+        self._permits.pop(permit.call_id, None)
+        self.unclaim(permit.call_id)
+
+    def reap(self, call_id: str, error_type: str = "CancelledError") -> None:
+        """End a call nobody will report on any more: charged what was seen, the rest unknown."""
+        permit = self._permits.get(call_id)
+        if permit is not None:
+            permit.abandon(error_type)
+
+    def reap_with_task(self, permit: Permit) -> None:
+        """Reap this call when the current task is done, should nobody have ended it by then."""
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            return
+        if task is None:
+            return
+        calls = self._tasks.get(task)
+        if calls is None:
+            calls = self._tasks[task] = set()
+            task.add_done_callback(self._task_done)
+        calls.difference_update([one for one in calls if one not in self._permits])
+        calls.add(permit.call_id)
+
+    def defer(self, action: Callable[[], None]) -> None:
+        """Leave an action to the next use of the guard; safe in finalizers, which may run anywhere."""
+        self._deferred.append(action)
+
+    def drain(self) -> None:
+        """Do what finalizers left."""
+        while self._deferred:
+            try:
+                action = self._deferred.popleft()
+            except IndexError:
+                return
+            action()
+
+    def _task_done(self, task: asyncio.Task[object]) -> None:
+        for call_id in self._tasks.pop(task, ()):
+            self.reap(call_id)

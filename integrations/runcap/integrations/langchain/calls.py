@@ -1,0 +1,148 @@
+"""The model calls under way: admitted before they are made, settled when they end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+from weakref import ref
+
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import LLMResult
+
+from runcap.guardrails.errors import Refused
+from runcap.guardrails.guard import Guard
+from runcap.guardrails.permit import Permit
+from runcap.guardrails.run import Run
+
+from .errors import bubbling
+from .failures import billing
+from .messages import Walk, Walks, answer_digest, base_size
+from .nodes import Nodes
+from .request import describe, model_of, provider_of
+from .tree import Node
+from .usage import is_cache_hit, message_of, read_response, read_usage, text_of
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    """What is remembered of a call in flight."""
+
+    end: bytes
+    base: bytes
+    watch: ref[object]
+
+
+class Calls:
+    """Takes LangChain's model calls through the guard."""
+
+    def __init__(self, guard: Guard, nodes: Nodes) -> None:
+        self._guard = guard
+        self._nodes = nodes
+
+    def begin(
+        self,
+        run_id: UUID,
+        parent: Node | None,
+        messages: Sequence[BaseMessage],
+        serialized: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        params: Mapping[str, Any],
+    ) -> None:
+        """Admit a call.
+
+        Raises:
+            Refused: it does not fit; nothing may be sent.
+        """
+        key = run_id.hex
+        if not self._guard.calls.claim(key, self):
+            return
+        try:
+            run = self._nodes.run_of(parent, metadata)
+            walk = self._walk(run, messages, metadata, params)
+            request = describe(
+                call_id=key,
+                parent_id=parent.shown() if parent is not None else None,
+                serialized=serialized,
+                params=params,
+                metadata=metadata,
+                walk=walk,
+            )
+            permit = self._guard.admit(request, run)
+        except Refused as refused:
+            self._guard.calls.unclaim(key)
+            raise bubbling(refused) from None
+        except BaseException:
+            self._guard.calls.unclaim(key)
+            raise
+        permit.note = _Note(walk.end, walk.base, self._nodes.watch(run_id, key))
+        self._nodes.last_run = permit.run
+        if parent is not None:
+            parent.calls.add(key)
+        self._guard.calls.reap_with_task(permit)
+
+    def stream(self, run_id: UUID, size: int) -> None:
+        """Meter `size` bytes of a stream, so that an aborted one is charged for what came."""
+        permit = self._guard.calls.get(run_id.hex)
+        if permit is not None:
+            permit.seen(size)
+
+    def end(self, run_id: UUID, parent: Node | None, result: LLMResult) -> None:
+        """A call ended well: settle it from the usage it reported."""
+        permit = self._take(run_id, parent)
+        if permit is None:
+            return
+        message = message_of(result)
+        told, usage = read_response(result, message), read_usage(message)
+        if is_cache_hit(message):
+            permit.free(told)
+        elif usage is not None:
+            self._remember(permit, message, usage.input_tokens, usage.output_tokens)
+            permit.settle(usage, told)
+        else:
+            answer = message.text if message is not None else text_of(result)
+            permit.abandon(response=told, answer_bytes=size_of(answer))
+
+    def fail(self, run_id: UUID, parent: Node | None, error: BaseException, result: LLMResult | None) -> None:
+        """A call failed: settle it from the usage that came, as never billed, or as unknown beyond what was seen."""
+        permit = self._take(run_id, parent)
+        if permit is None:
+            return
+        kind, bill = type(error).__name__, billing(error)
+        message = message_of(result)
+        told, usage = read_response(result, message), read_usage(message)
+        if usage is not None and usage.input_tokens:
+            permit.settle(usage, told, error_type=kind)
+        elif bill == "never" and not permit.streamed:
+            permit.release(kind)
+        else:
+            permit.abandon(kind, response=told, prompt_billed=bill != "failed")
+
+    def _take(self, run_id: UUID, parent: Node | None) -> Permit | None:
+        if parent is not None:
+            parent.calls.discard(run_id.hex)
+        return self._guard.calls.get_ended(run_id.hex)
+
+    def _walk(
+        self, run: Run | None, messages: Sequence[BaseMessage], metadata: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> Walk:
+        base = base_size(model_of(params, metadata), provider_of(metadata), params)
+        walks: Walks = (run or self._guard.default_run).notes.setdefault(Walks, Walks())
+        return walks.walk(base, messages, self._guard.measured)
+
+    def _remember(self, permit: Permit, message: BaseMessage | None, input_tokens: int, output_tokens: int) -> None:
+        note = permit.note
+        if isinstance(note, _Note) and input_tokens:
+            self._guard.measured.put(note.end, input_tokens)
+            if isinstance(message, AIMessage):
+                self._guard.measured.put(answer_digest(note.base, message), output_tokens)
+
+
+def size_of(part: object) -> int:
+    """Bytes of streamed text, in whichever shape it comes."""
+    if isinstance(part, str):
+        return len(part) if part.isascii() else len(part.encode("utf-8", "surrogatepass"))
+    if isinstance(part, list):
+        return sum(size_of(block.get("text") if isinstance(block, Mapping) else block) for block in part)
+    return 0

@@ -1,0 +1,160 @@
+"""The chains, agents and tools under way: when they begin, whose run they spend from, and when they end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+from weakref import ref
+
+from runcap.guardrails.errors import Refused
+from runcap.guardrails.events import AgentEnded, AgentStarted, Outcome, ToolEnded, ToolStarted
+from runcap.guardrails.guard import Guard
+from runcap.guardrails.run import Run
+
+from .errors import bubbling
+from .scope import agent_run, scoped_run
+from .tree import Node, Tree, below, is_first_node_of_graph
+
+
+class Nodes:
+    """Follows the tree of runs that LangChain reports, for one guard."""
+
+    def __init__(self, guard: Guard) -> None:
+        self.last_run: Run | None = None
+        self._guard = guard
+        self._tree = Tree()
+        self._beginning = threading.RLock()
+
+    def __len__(self) -> int:
+        return len(self._tree)
+
+    def get(self, run_id: UUID | None) -> Node | None:
+        """The node of one of LangChain's run ids."""
+        return self._tree.get(run_id.hex) if run_id is not None else None
+
+    def run_of(self, parent: Node | None, metadata: Mapping[str, Any]) -> Run | None:
+        """Whose run a call below `parent` spends from: the ambient one, the one named in metadata, the root agent's.
+
+        None is the default run.
+        """
+        run = scoped_run(self._guard, metadata)
+        if run is None and parent is not None and parent.run is not None and not parent.run.ended:
+            run = parent.run
+        return run
+
+    def begin_chain(self, run_id: UUID, parent: Node | None, name: str, metadata: Mapping[str, Any]) -> None:
+        """A chain began; the first node of a graph makes its parent an agent."""
+        if parent is not None and is_first_node_of_graph(parent, metadata):
+            # Parallel branches are all first: one of them begins the agent, the others wait until it has begun.
+            with self._beginning:
+                if parent.kind == "chain":
+                    self._begin_agent(parent, metadata)
+        self._add(self._node(run_id, parent, "chain", name, metadata), run_id)
+
+    def begin_tool(
+        self, run_id: UUID, parent: Node | None, name: str, metadata: Mapping[str, Any], tool_call_id: str | None
+    ) -> None:
+        """A tool is about to run: count it.
+
+        Raises:
+            Refused: its run may make no more tool calls.
+        """
+        node = self._node(run_id, parent, "tool", name, metadata)
+        if not self._guard.calls.claim(node.id, self):
+            return
+        shown = parent.shown() if parent is not None else None
+        try:
+            run = self.run_of(parent, metadata) or self._guard.default_run
+            self._guard.admit_tool(node.id, run, shown)
+        except Refused as refused:
+            self._guard.calls.unclaim(node.id)
+            raise bubbling(refused) from None
+        except BaseException:
+            self._guard.calls.unclaim(node.id)
+            raise
+        self.last_run = node.run = run
+        self._add(node, run_id)
+        self._guard.emit(
+            ToolStarted(
+                time_ns=node.started_ns,
+                run=run.info,
+                node_id=node.id,
+                parent_id=shown,
+                name=name,
+                tool_call_id=tool_call_id,
+            )
+        )
+
+    def end(self, key: str, how: Outcome, error_type: str | None = None) -> None:
+        """A node ended, and with it whatever below it has not; a node that is not under way is left alone."""
+        node = self._tree.remove(key)
+        if node is None:
+            return
+        if how == "interrupted" and node.parent is not None:
+            node.parent.paused = True
+        if how == "completed" and node.paused:
+            how = "interrupted"
+        for child in below(node):
+            self.end(child.id, "cancelled", "CancelledError")
+        for call_id in tuple(node.calls):
+            self._guard.calls.reap(call_id, error_type or "CancelledError")
+        self._guard.calls.drain()
+        self._guard.calls.unclaim(key)
+        if node.run is not None and node.kind != "chain":
+            self._tell_end(node, node.run, how, error_type)
+        if node.run is not None and node.owns_run:
+            node.run.end()
+
+    def watch(self, run_id: UUID, key: str) -> ref[object]:
+        """Notice when nobody reports the end of something: LangChain's run manager holds the id until then.
+
+        It is the one sign left of a call cancelled within its task, or of a generator dropped without close. The
+        callback may run anywhere, even inside the ledger, so it only leaves a note for the guard's next use.
+        """
+        nodes = ref(self)
+        calls = self._guard.calls
+
+        def forget() -> None:
+            calls.reap(key)
+            alive = nodes()
+            if alive is not None:
+                alive.end(key, "cancelled", "CancelledError")
+
+        def lost(_: object) -> None:
+            calls.defer(forget)
+
+        return ref(run_id, lost)
+
+    def _node(self, run_id: UUID, parent: Node | None, kind: Any, name: str, metadata: Mapping[str, Any]) -> Node:
+        namespace = metadata.get("langgraph_checkpoint_ns")
+        return Node(run_id.hex, parent, kind, name, namespace, self._guard.clock.time_ns())
+
+    def _add(self, node: Node, run_id: UUID) -> None:
+        if self._tree.add(node):
+            node.watch = self.watch(run_id, node.id)
+
+    def _begin_agent(self, node: Node, metadata: Mapping[str, Any]) -> None:
+        if node.run is None:
+            node.run = scoped_run(self._guard, metadata)
+        if node.run is None:
+            node.run, node.owns_run = agent_run(self._guard, metadata), True
+        self.last_run = node.run
+        shown = node.parent.shown() if node.parent is not None else None
+        started = AgentStarted(
+            time_ns=node.started_ns, run=node.run.info, node_id=node.id, parent_id=shown, name=node.name
+        )
+        self._guard.emit(started)
+        node.kind = "agent"  # last: whoever sees an agent finds its run and its span there
+
+    def _tell_end(self, node: Node, run: Run, how: Outcome, error_type: str | None) -> None:
+        now = self._guard.clock.time_ns()
+        if node.kind == "tool":
+            event = ToolEnded(time_ns=now, run=run.info, node_id=node.id, outcome=how, error_type=error_type)
+            self._guard.emit(event)
+            return
+        ended = AgentEnded(
+            time_ns=now, run=run.info, node_id=node.id, outcome=how, balance=run.balance, error_type=error_type
+        )
+        self._guard.emit(ended)

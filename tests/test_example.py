@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*options: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "examples" / "runaway_agent.py"), *options]
+    quiet = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OPENAI_"))}
+    return subprocess.run(command, env=quiet | env, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_agent_is_halted_at_its_cap_and_says_so() -> None:
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    spent = re.search(r"Spent \$([\d.]+) of \$0\.05 in (\d+) steps and \2 tool calls", done.stdout)
+    assert spent is not None
+    assert 0.04 < float(spent[1]) <= 0.05
+    steps = int(spent[2])
+    assert len(re.findall(r"^step +\d+ ", done.stdout, flags=re.MULTILINE)) == steps
+    assert len(re.findall(r"^  chat gpt-4o  \d+ in, \d+ out, \$", done.stdout, flags=re.MULTILINE)) == steps
+    assert f"invoke_agent travel_agent  {steps} calls" in done.stdout
+    assert f"own bill: ${spent[1]} for {steps} calls" in done.stdout
+    assert "HALTED: budget exceeded" in done.stdout
+
+
+def test_steps_halt_it_too() -> None:
+    done = run("--usd", "1", "--steps", "3")
+    assert "steps cap 3, spent 3" in done.stdout
+    assert "in 3 steps" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [(("--usd", "lots"), "Budget.usd must be a number"), (("--model", "openai:gpt-4o"), "cannot use openai:gpt-4o")],
+)
+def test_bad_options_are_named(options: tuple[str, ...], says: str) -> None:
+    done = run(*options)
+    assert done.returncode != 0
+    assert says in done.stderr
