@@ -21,6 +21,14 @@ def test_strict_bounds_adversarial_text_for_claude_only() -> None:
     assert prompt.most("openai", strict=True) == 100
 
 
+def test_claude_adds_instructions_for_tools() -> None:
+    """403 tokens were measured for one small tool, whose schema is some 150 bytes."""
+    offered = Prompt(ascii_bytes=150, messages=1, tools=True)
+    assert offered.most("anthropic") == 150 + 12 + 1_024
+    assert offered.most("openai") == 150 + 12
+    assert offered.expected("anthropic") > 403
+
+
 def test_images_are_bounded_by_the_provider_and_by_the_dearest_rule_otherwise() -> None:
     assert Prompt(images=2).most("anthropic") == 2 * IMAGE_BOUND["anthropic"]
     assert Prompt(images=1).most("openai") == IMAGE_BOUND_OTHERWISE

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
+from pydantic import BaseModel
 
 from runcap.guardrails.estimate import IMAGE_BOUND_OTHERWISE, MESSAGE_FRAMING, Measured
 from runcap.integrations.langchain.messages import Walks, answer_digest, base_size, measure
@@ -41,10 +42,37 @@ def test_tool_calls_and_results_count() -> None:
 def test_tool_schemas_count() -> None:
     schema = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
     size = base_size("gpt-4o", "openai", {"tools": [schema]})
-    assert size.prompt.messages == 1
+    assert size.prompt.messages == 2
+    assert size.prompt.tools
     assert size.prompt.ascii_bytes > 60
     assert size.prompt.bounded
     assert size.digest != BASE.digest
+
+
+class Answer(BaseModel):
+    """A structured answer with a description long enough to count."""
+
+    text: str
+    confidence: float
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"response_format": Answer},
+        {"response_format": {"type": "json_schema", "json_schema": Answer.model_json_schema()}},
+        {"extra_body": {"documents": ["x" * 200]}},
+        {"prediction": {"type": "content", "content": "x" * 200}},
+        {"system": "x" * 200},
+    ],
+)
+def test_whatever_may_become_prompt_is_counted(params: dict[str, Any]) -> None:
+    assert base_size("gpt-4o", "openai", params).prompt.ascii_bytes >= 200
+
+
+def test_mere_settings_are_not() -> None:
+    settings = {"model": "gpt-4o", "temperature": 0.5, "n": 2, "stream": False, "_type": "openai-chat", "stop": ["x"]}
+    assert base_size("gpt-4o", "openai", settings) == BASE
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,12 @@ IMAGE_BOUND = {"anthropic": 4_005, "google": 1_101}
 IMAGE_BOUND_OTHERWISE = 48_169
 """gpt-4o-mini's price for a 768 x 2048 image (2,833 + 8 tiles of 5,667), the dearest published rule."""
 
+TOOL_PROMPT = 1_024
+"""Tokens Claude's own instructions for tools can take: twice the largest published figure (530, Claude 3 Opus)."""
+
+TOOL_PROMPT_EXPECTED = 346
+_CLAUDE = ("anthropic", "aws", None)
+
 IMAGE_EXPECTED = 1_500
 OUTPUT_EXPECTED = 1_024
 """Output tokens of a model nothing is known about yet."""
@@ -49,7 +55,8 @@ class Prompt:
     """What is known of a call's input without sending it.
 
     `measured` tokens were counted by the provider in an earlier call; the bytes, messages (tool schemas count as one
-    each) and images are what is new. `normalised_bytes` is the largest of the raw, NFC and NFKC forms.
+    each) and images are what is new. `normalised_bytes` is the largest of the raw, NFC and NFKC forms. `tools` says
+    that tools are offered and their instructions not yet measured.
     `bounded` is False where the request does not bound its input: file ids, URLs, audio, server-side conversation.
     """
 
@@ -59,21 +66,28 @@ class Prompt:
     normalised_bytes: int = 0
     messages: int = 0
     images: int = 0
+    tools: bool = False
     bounded: bool = True
 
     def most(self, provider: str | None, *, strict: bool = False) -> int:
         """The most input tokens this can be."""
         size = self.ascii_bytes + self.wide_bytes
-        if strict and provider in ("anthropic", "aws", None):
+        if strict and provider in _CLAUDE:
             size = ceil(STRICT_CLAUDE * max(size, self.normalised_bytes))
         images = self.images * IMAGE_BOUND.get(provider or "", IMAGE_BOUND_OTHERWISE)
-        return self.measured + size + MESSAGE_FRAMING * self.messages + images
+        return (
+            self.measured + size + MESSAGE_FRAMING * self.messages + images + self._tool_prompt(provider, TOOL_PROMPT)
+        )
 
     def expected(self, provider: str | None) -> int:
         """The input tokens this likely is."""
         rate = EXPECTED_PER_BYTE.get(provider or "", EXPECTED_PER_BYTE_OTHERWISE)
         text = ceil(self.ascii_bytes * rate + self.wide_bytes * EXPECTED_PER_WIDE_BYTE)
-        return self.measured + text + EXPECTED_FRAMING * self.messages + IMAGE_EXPECTED * self.images
+        known = self.measured + text + EXPECTED_FRAMING * self.messages + IMAGE_EXPECTED * self.images
+        return known + self._tool_prompt(provider, TOOL_PROMPT_EXPECTED)
+
+    def _tool_prompt(self, provider: str | None, tokens: int) -> int:
+        return tokens if self.tools and provider in _CLAUDE else 0
 
 
 def expected_tokens(size: int, provider: str | None) -> int:

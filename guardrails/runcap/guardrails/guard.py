@@ -125,6 +125,26 @@ class Guard:
         self.opened(run)
         return run
 
+    def scope(self, run: Run | None, model: str | None = None) -> Run:
+        """The run a call belongs to: `run` if given, else the ambient one, else the default run.
+
+        Raises:
+            BudgetExceeded: it would be the default run, and the guard was made with `unscoped="refuse"`.
+        """
+        run = run or self.current_run()
+        if run is not None:
+            return run
+        if self._unscoped == "share":
+            return self.default_run
+        raise BudgetExceeded(
+            RefusalDetails(
+                reason="a call outside every run",
+                way_out='Wrap it in "with guard.run():", or allow it with Guard(unscoped="share")',
+                run_id="-",
+                model=model,
+            )
+        )
+
     def opened(self, run: Run) -> None:
         """A run began."""
         self.emit(RunStarted(time_ns=self.clock.time_ns(), run=run.info))
@@ -143,12 +163,13 @@ class Guard:
     # Calls
 
     def admit(self, request: Request, run: Run | None = None) -> Permit:
-        """Admit a model call, or refuse it. `run` None: the default run, or refused if the guard was told so.
+        """Admit a model call, or refuse it. `run` as in `scope`.
 
         Raises:
             Refused: one of its kinds; nothing was held and no call may be made.
         """
-        run = self._run_or_refuse(request, run)
+        self.calls.drain()
+        run = self.scope(run, request.model)
         try:
             prepared = self._prepare(request, run)
             grant = drive(self._admission(request, run, prepared[0]), self.ledger)
@@ -159,7 +180,8 @@ class Guard:
 
     async def aadmit(self, request: Request, run: Run | None = None) -> Permit:
         """`admit`, without blocking the loop."""
-        run = self._run_or_refuse(request, run)
+        self.calls.drain()
+        run = self.scope(run, request.model)
         try:
             prepared = self._prepare(request, run)
             grant = await adrive(self._admission(request, run, prepared[0]), self.ledger)
@@ -174,7 +196,7 @@ class Guard:
         Raises:
             Refused: the run's tool calls or its seconds are used up, or it is stopped.
         """
-        run = run or self.current_run() or self.default_run
+        run = self.scope(run)
         one = Amounts(tool_calls=1)
         try:
             self._check_clock(run, None)
@@ -203,22 +225,6 @@ class Guard:
         self._dispatcher.emit(event)
 
     # Inside
-
-    def _run_or_refuse(self, request: Request, run: Run | None) -> Run:
-        self.calls.drain()
-        run = run or self.current_run()
-        if run is not None:
-            return run
-        if self._unscoped == "share":
-            return self.default_run
-        raise BudgetExceeded(
-            RefusalDetails(
-                reason="a model call outside every run",
-                way_out='Wrap it in "with guard.run():", or allow it with Guard(unscoped="share")',
-                run_id="-",
-                model=request.model,
-            )
-        )
 
     def _prepare(self, request: Request, run: Run) -> tuple[Estimate, RateCard | None]:
         self._check_clock(run, request.model)

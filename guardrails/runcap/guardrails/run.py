@@ -54,7 +54,7 @@ class Run:
         self._final: Balance | None = None
         self._ended = False
         self._verdict: str | None = None
-        self._warned: set[tuple[str, float]] = set()
+        self._warned: dict[tuple[str, float], object] = {}
         self._usage = Usage()
         self._counted: deque[tuple[Usage, bool]] = deque()
         self._counting = threading.Lock()
@@ -268,10 +268,13 @@ class Run:
             if cap is None:
                 continue
             for share in self.budget.warn_at:
-                if spent >= cap * share and (name, share) not in self._warned:
-                    self._warned.add((name, share))
+                if spent >= cap * share and self._first((name, share)):
                     now = self._guard.clock.time_ns()
                     self._guard.emit(BudgetWarned(time_ns=now, run=self.info, unit=name, share=share, balance=balance))
+
+    def _first(self, warning: tuple[str, float]) -> bool:
+        token = object()
+        return self._warned.setdefault(warning, token) is token
 
     def end(self) -> None:
         """End the run. Calls still in flight settle into it; no other can join."""

@@ -59,7 +59,7 @@ class Calls:
         if not self._guard.calls.claim(key, self):
             return
         try:
-            run = self._nodes.run_of(parent, metadata)
+            run = self._guard.scope(self._nodes.run_of(parent, metadata), model_of(params, metadata))
             walk = self._walk(run, messages, metadata, params)
             request = describe(
                 call_id=key,
@@ -125,10 +125,10 @@ class Calls:
         return self._guard.calls.get_ended(run_id.hex)
 
     def _walk(
-        self, run: Run | None, messages: Sequence[BaseMessage], metadata: Mapping[str, Any], params: Mapping[str, Any]
+        self, run: Run, messages: Sequence[BaseMessage], metadata: Mapping[str, Any], params: Mapping[str, Any]
     ) -> Walk:
         base = base_size(model_of(params, metadata), provider_of(metadata), params)
-        walks: Walks = (run or self._guard.default_run).notes.setdefault(Walks, Walks())
+        walks: Walks = run.notes.setdefault(Walks, Walks())
         return walks.walk(base, messages, self._guard.measured)
 
     def _remember(self, permit: Permit, message: BaseMessage | None, input_tokens: int, output_tokens: int) -> None:

@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from pydantic import BaseModel
 
 from runcap.guardrails.estimate import Measured, Prompt
 from runcap.guardrails.ratecard import CacheWrites
@@ -23,6 +24,7 @@ _MEDIA = frozenset({"audio", "document", "file", "input_audio", "input_file", "m
 _IMAGES = frozenset({"image", "image_url", "input_image"})
 _CALLS = frozenset({"function_call", "tool_call", "tool_use"})
 _NOT_SENT = frozenset({"parsed", "refusal", "tool_calls"})
+_SETTINGS = frozenset({"_type", "model", "model_name", "model_id", "stop", "stop_sequences"})
 _WALKS = 8
 
 
@@ -64,18 +66,19 @@ class Walks:
 def base_size(model: str | None, provider: str | None, params: Mapping[str, Any]) -> Size:
     """What every message of the call stands on: the model, and what is sent of tools and formats."""
     tools = params.get("tools") or params.get("functions") or ()
-    sent = {key: params[key] for key in ("tools", "functions", "response_format", "format", "text") if params.get(key)}
-    settings = [params.get(key) for key in ("tool_choice", "thinking", "reasoning", "reasoning_effort")]
+    # Whatever is not a mere setting may become text of the prompt: tools, formats, predictions, extra bodies.
+    sent = {key: value for key, value in params.items() if key not in _SETTINGS and _has_text(value)}
     parts = _Parts()
+    parts.tools = bool(tools)
     if sent:
         parts.text(_json(sent))
-        parts.messages += len(tools) + ("response_format" in sent)
+        parts.messages += len(tools) + 1
     parts.cache_control(params.get("cache_control"))
     for tool in tools:
         parts.tool(tool)
     if params.get("previous_response_id") or params.get("use_previous_response_id") or params.get("conversation"):
         parts.bounded = False
-    digest = _digest((provider or "", model or "", _json(sent), _json(settings)))
+    digest = _digest((provider or "", model or "", _json(sent)))
     return Size(digest, parts.prompt(), parts.writes)
 
 
@@ -154,6 +157,7 @@ def _added(prompt: Prompt, size: Size, base: bytes, message: BaseMessage, measur
         normalised_bytes=prompt.normalised_bytes + new.normalised_bytes,
         messages=prompt.messages + new.messages,
         images=prompt.images + new.images,
+        tools=prompt.tools,
         bounded=prompt.bounded and new.bounded,
     )
 
@@ -164,6 +168,7 @@ class _Parts:
     def __init__(self) -> None:
         self.ascii = self.wide = self.normalised = self.messages = self.images = 0
         self.bounded = True
+        self.tools = False
         self.writes: CacheWrites = "none"
 
     def prompt(self) -> Prompt:
@@ -173,6 +178,7 @@ class _Parts:
             normalised_bytes=self.normalised,
             messages=self.messages,
             images=self.images,
+            tools=self.tools,
             bounded=self.bounded,
         )
 
@@ -245,8 +251,19 @@ def _dearer(one: CacheWrites, other: CacheWrites) -> CacheWrites:
     return max(one, other, key=order.index)
 
 
+def _has_text(value: object) -> bool:
+    return bool(value) and not isinstance(value, (bool, int, float))
+
+
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=_plain)
+
+
+def _plain(value: object) -> object:
+    """A pydantic class stands for its schema, a model for its fields; the client will send them so."""
+    if isinstance(value, type) and issubclass(value, BaseModel):
+        return value.model_json_schema()
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
 
 
 def _size(text: str) -> int:

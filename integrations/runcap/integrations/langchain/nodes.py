@@ -66,7 +66,7 @@ class Nodes:
             return
         shown = parent.shown() if parent is not None else None
         try:
-            run = self.run_of(parent, metadata) or self._guard.default_run
+            run = self._guard.scope(self.run_of(parent, metadata))
             self._guard.admit_tool(node.id, run, shown)
         except Refused as refused:
             self._guard.calls.unclaim(node.id)
