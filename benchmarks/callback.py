@@ -8,7 +8,6 @@ The bill is the scripted provider's own. gpt-4o list prices; 47 kB of English, a
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable, Mapping
 from decimal import Decimal
@@ -65,7 +64,6 @@ def row(name: str, make: Callable[..., BaseChatModel], *, guarded: bool, in_cons
 
 def main() -> None:
     """Print the table."""
-    logging.getLogger("langchain_core.callbacks.manager").setLevel(logging.ERROR)
     print(f"{CALLS} sequential calls, cap ${CAP}")
     bare = row("no guard, ChatOpenAI", openai, guarded=False)
     held = row("runcap, ChatOpenAI, callback in config", openai, guarded=True)

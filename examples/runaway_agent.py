@@ -11,7 +11,6 @@ Everything is real but the offline provider's answers: `create_agent`, `ChatOpen
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -129,9 +128,6 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=50, help="model calls the run may make (default %(default)s)")
     parser.add_argument("--model", help="a real model, e.g. openai:gpt-4o-mini; the default needs no key")
     options = parser.parse_args()
-    # LangChain logs every refusal as a warning of its own; here the last lines say it better.
-    logging.getLogger("langchain_core.callbacks.manager").setLevel(logging.ERROR)
-
     tracers, exporter = collected_spans()
     handler = BudgetCallbackHandler(Guard(Budget(usd=options.usd, steps=options.steps), sinks=(OTelSink(), show_step)))
     with chosen_model(options.model) as (model, provider):

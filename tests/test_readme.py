@@ -28,4 +28,4 @@ def test_the_snippets_run() -> None:
     first, second = done.stdout.splitlines()
     assert re.fullmatch(r"0\.\d+ 1 Usage\(input_tokens=\d+, output_tokens=\d+, .*\)", first)
     assert re.fullmatch(r"0\.\d+ 1\.\d+ 0", second)
-    assert provider.received == 2
+    assert provider.received == 4

@@ -24,14 +24,15 @@ def test_lines_for_calls_warnings_refusals_and_ends(capsys: pytest.CaptureFixtur
             output_ceiling=None,
         )
 
-    with guard.run(task="refund") as run, pytest.raises(BudgetExceeded):
+    with guard.run(run="refund") as run, pytest.raises(BudgetExceeded):
         for number in range(3):
             guard.admit(request(number)).settle(Usage(0, 900))
         guard.admit_tool("t")
     run.succeed()
     lines = stream.getvalue().splitlines()
-    assert any("event='call'" in line and "cost='$0.009'" in line and "task='refund'" in line for line in lines)
-    assert any("event='budget'" in line and "share=0.8" in line for line in lines)
-    assert any("event='refused'" in line and "unit='usd'" in line and "cap='$0.02'" in line for line in lines)
-    assert any("event='run ended'" in line and "spent='$0.018'" in line for line in lines)
+    assert any("event=call" in line and "cost=$0.009" in line and "tag.run=refund" in line for line in lines)
+    assert any("event=budget" in line and "share=0.8" in line for line in lines)
+    assert any("event=refused" in line and "unit=usd" in line and "cap=$0.02" in line for line in lines)
+    assert any('event="run ended"' in line and "spent=$0.018" in line for line in lines)
+    assert all(f"run={run.id}" in line for line in lines)
     assert capsys.readouterr().out == ""

@@ -11,7 +11,12 @@ from runcap.exporters import setup_otlp
 
 @pytest.mark.parametrize(
     ("kwargs", "says"),
-    [({"protocol": "thrift"}, "http/protobuf"), ({"endpoint": "localhost:4317"}, "http:// or https://")],
+    [
+        ({"protocol": "thrift"}, "http/protobuf"),
+        ({"endpoint": "localhost:4317"}, "http:// or https://"),
+        ({"endpoint": "http://"}, "http:// or https://"),
+        ({"endpoint": 4317}, "4317"),
+    ],
 )
 def test_bad_arguments_are_named(kwargs: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):

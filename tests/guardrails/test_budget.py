@@ -48,6 +48,8 @@ def test_bad_budgets_are_named_at_construction(kwargs: dict[str, Any], kind: typ
 def test_dollars_are_exact_whatever_they_come_as() -> None:
     assert Budget(usd=0.1).usd == Budget(usd="0.10").usd == Decimal("0.1")
     assert Budget(usd=1).caps.nano == 1_000_000_000
+    assert Budget(usd=0.1 + 0.2).usd == Decimal("0.3")
+    assert Budget(usd=1 / 3).caps.nano == 333_333_333
 
 
 def test_the_guard_takes_a_budget_only() -> None:
@@ -66,7 +68,7 @@ def test_tags_are_strings() -> None:
 
 
 def test_bad_overrides_are_named() -> None:
-    with pytest.raises(ValueError, match="input"):
+    with pytest.raises(ValueError, match="price of 'mine' is wrong: input"):
         PriceBook(overrides={"mine": {"input": "-1", "output": "2"}})
     with pytest.raises(ValueError, match="ouput"):
         PriceBook(overrides={"mine": {"input": "1", "ouput": "2"}})

@@ -82,11 +82,11 @@ def test_at_the_cap_the_run_stops_with_its_numbers() -> None:
     with pytest.raises(BudgetExceeded) as caught:
         g.admit(request())
     refused = caught.value
-    assert (refused.unit, refused.cap, refused.spent, refused.needed) == ("steps", 2, 2, 1)
+    assert (refused.unit, refused.cap, refused.spent, refused.needed) == ("steps", Decimal(2), Decimal(2), Decimal(1))
     assert refused.run_id == g.default_run.id
     assert g.default_run.stopped == "cap:steps"
     assert "top_up(steps=" in str(refused)
-    with pytest.raises(BudgetExceeded, match="run ended at its cap"):
+    with pytest.raises(BudgetExceeded, match="exceeded before"):
         g.admit(request())
 
 
@@ -118,7 +118,7 @@ def test_busy_is_told_apart_from_exceeded_and_stops_nothing() -> None:
 
 
 def test_nothing_spent_and_too_dear_says_so() -> None:
-    with pytest.raises(BudgetExceeded, match="lower its max_tokens"):
+    with pytest.raises(BudgetExceeded, match="its max_tokens is 1,000"):
         guard(usd="0.005").admit(request())
 
 
@@ -135,7 +135,7 @@ def test_tokens_and_seconds_are_caps_too() -> None:
     clock.advance(61)
     with pytest.raises(BudgetExceeded) as late:
         timed.admit(request())
-    assert (late.value.unit, late.value.cap, late.value.spent) == ("seconds", 60, 61)
+    assert (late.value.unit, late.value.cap, late.value.spent) == ("seconds", Decimal(60), Decimal(61))
 
 
 def test_tool_calls_are_counted_when_admitted() -> None:
@@ -428,3 +428,57 @@ def test_ten_thousand_runs_leave_nothing_behind() -> None:
     assert (len(ledger._accounts), len(ledger._holds)) == (0, 0)
     assert len(g.calls) == len(g._named) == 0
     assert len(g.calls._unsure) <= 1024
+
+
+def test_a_run_that_is_over_cannot_be_topped_up() -> None:
+    g = guard()
+    with g.run() as run:
+        assert run.top_up(steps=1)
+        assert run.top_up(steps=1)
+        with pytest.raises(ValueError, match="something to add"):
+            run.top_up()
+        with pytest.raises(ValueError, match="whole number"):
+            run.top_up(steps=-1)
+    with pytest.raises(RuntimeError, match="is over"):
+        run.top_up(steps=1)
+
+
+def test_the_default_run_says_that_it_is_shared() -> None:
+    g = guard(steps=1)
+    g.admit(request())
+    with pytest.raises(BudgetExceeded, match="shared by every call outside an agent"):
+        g.admit(request())
+    with g.run() as run:
+        g.admit(request())
+        with pytest.raises(BudgetExceeded) as caught:
+            g.admit(request())
+        assert "shared" not in str(caught.value)
+        assert caught.value.run_id == run.id
+
+
+def test_missing_usage_is_said_once_and_explains_a_refusal(caplog: pytest.LogCaptureFixture) -> None:
+    g = guard(usd="0.05")
+    for _ in range(4):
+        g.admit(request()).abandon()
+    assert caplog.text.count("reported no usage") == 1
+    with pytest.raises(BudgetExceeded, match="Most of it is unknown"):
+        for _ in range(9):
+            g.admit(request()).abandon()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"sinks": Recorder()}, "sequence of callables"),
+        ({"sinks": ("x",)}, "sequence of callables"),
+        ({"prices": {"m": {"input": 1, "output": 1}}}, "must be a PriceBook"),
+    ],
+)
+def test_wrong_parts_are_named_at_construction(kwargs: dict[str, Any], says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        Guard(Budget(usd=1), **kwargs)
+
+
+def test_run_id_is_no_tag() -> None:
+    with pytest.raises(ValueError, match="named_run"):
+        guard().run(run_id="x")

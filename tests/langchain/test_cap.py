@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -14,6 +16,7 @@ from uuid import UUID, uuid4
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelFallbackMiddleware, ModelRetryMiddleware, ToolRetryMiddleware
+from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AnyMessage, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
@@ -372,6 +375,27 @@ def test_an_unknown_model_is_refused_before_it_is_called(serve: Serve) -> None:
     with pytest.raises(UnpricedModel, match="gpt-nope"):
         openai(provider, model="gpt-nope").invoke("hi", watch.config)
     assert provider.received == 0
+    watch.idle()
+
+
+async def test_a_refusal_is_quiet(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """It is raised to the caller; LangChain's "Error in ..." line and unawaited coroutines would say it is a fault."""
+    provider = serve(looping())
+    watch = Watch(steps=1)
+
+    class Other(AsyncCallbackHandler):
+        async def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+            """Hear."""
+
+    agent = create_agent(openai(provider), [LOOK_UP])
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(BudgetExceeded):
+        warnings.simplefilter("always")
+        config: Any = {"callbacks": [Other(), watch.handler, Other()]}
+        async for _ in agent.astream(USER, config, stream_mode="messages"):
+            pass
+    gc.collect()
+    assert not [str(one.message) for one in caught]
+    assert not caplog.records
     watch.idle()
 
 

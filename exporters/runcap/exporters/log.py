@@ -23,18 +23,19 @@ class LogSink:
     """One line an event that matters: calls, tools, refusals, warnings, the end of a run. Never any content.
 
     Args:
-        logger: a structlog logger of your own set-up; by default one line of `key=value` pairs each.
+        logger: a structlog logger of your own set-up; by default one line of `key=value` pairs each. A run's
+            tags are keys such as `tag.task`.
         stream: where the default logger writes, standard error if not given.
     """
 
     def __init__(
-        self, logger: structlog.typing.FilteringBoundLogger | None = None, stream: TextIO | None = None
+        self, *, logger: structlog.typing.FilteringBoundLogger | None = None, stream: TextIO | None = None
     ) -> None:
         self._log = logger if logger is not None else _default_logger(stream or sys.stderr)
 
     def __call__(self, event: Event) -> None:
         """Log one event."""
-        log = self._log.bind(run=event.run.id[:8], **event.run.tags)
+        log = self._log.bind(run=event.run.id, **{f"tag.{name}": value for name, value in event.run.tags.items()})
         match event:
             case CallEnded():
                 cost = None if event.cost_nano is None else show_usd(event.cost_nano)
@@ -61,7 +62,7 @@ def _default_logger(stream: TextIO) -> structlog.typing.FilteringBoundLogger:
     processors: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
-        structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event", "run"]),
+        structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event", "run"]),
     ]
     logger: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
         structlog.PrintLogger(stream), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(0)

@@ -11,20 +11,44 @@ from .errors import (
     UnboundedCall,
     UnpricedModel,
 )
-from .events import Event, Sink
+from .events import (
+    AgentEnded,
+    AgentStarted,
+    BudgetWarned,
+    CallEnded,
+    CallReconciled,
+    CallRefused,
+    CallStarted,
+    Event,
+    RunEnded,
+    RunStarted,
+    RunStopped,
+    RunToppedUp,
+    Sink,
+    ToolEnded,
+    ToolStarted,
+)
 from .guard import Guard
-from .ledger import Balance, MemoryLedger
+from .ledger import Balance, Ledger, MemoryLedger
 from .pricing import NoPrice, PriceBook, TokenPrice
 from .run import Run
 from .usage import Usage
 
 __all__ = [
+    "AgentEnded",
+    "AgentStarted",
     "Balance",
     "Budget",
     "BudgetBusy",
     "BudgetExceeded",
+    "BudgetWarned",
+    "CallEnded",
+    "CallReconciled",
+    "CallRefused",
+    "CallStarted",
     "Event",
     "Guard",
+    "Ledger",
     "LedgerUnavailable",
     "MemoryLedger",
     "NoPrice",
@@ -32,9 +56,15 @@ __all__ = [
     "RefusalDetails",
     "Refused",
     "Run",
+    "RunEnded",
+    "RunStarted",
+    "RunStopped",
+    "RunToppedUp",
     "RuncapError",
     "Sink",
     "TokenPrice",
+    "ToolEnded",
+    "ToolStarted",
     "UnboundedCall",
     "UnpricedModel",
     "Usage",

@@ -150,16 +150,16 @@ def _final(refusal: Refusal) -> bool:
 
 
 def _refused(refusal: Refusal, model: str | None) -> Refused:
-    balance = refusal.balance
     if refusal.unit is None:
         return _stopped(refusal, model)
     if _fits_once_settled(refusal):
-        way_out = "Calls in flight hold the rest; try again when they are done"
+        way_out = "Calls in flight hold the rest: try again when they are done, or make fewer at once (max_concurrency)"
         return BudgetBusy(details("budget busy", refusal, refusal.unit, way_out, model))
-    more = f"run.top_up({refusal.unit}=...) or a larger Budget({refusal.unit}=...)"
-    if not any(balance.spent.held_part()) and UNITS.index(refusal.unit) < HELD_UNITS:
-        more += "; nothing was spent yet: this one call may cost more than the whole cap (lower its max_tokens)"
-    return BudgetExceeded(details("budget exceeded", refusal, refusal.unit, f"The way out: {more}", model))
+    return BudgetExceeded(details("budget exceeded", refusal, refusal.unit, _more(refusal.unit), model))
+
+
+def _more(unit: str) -> str:
+    return f'The way out: a larger Budget({unit}=...), or run.top_up({unit}=...) inside "with guard.run() as run:"'
 
 
 def _stopped(refusal: Refusal, model: str | None) -> BudgetExceeded:
@@ -168,8 +168,7 @@ def _stopped(refusal: Refusal, model: str | None) -> BudgetExceeded:
         return BudgetExceeded(details("call already ended", refusal, None, "Its id was released before it came", model))
     if reason.startswith(CAP_PREFIX):
         unit = reason.removeprefix(CAP_PREFIX)
-        way_out = f"The run ended at its cap; run.top_up({unit}=...) lets it go on"
-        return BudgetExceeded(details("budget exceeded", refusal, unit, way_out, model))
+        return BudgetExceeded(details("budget exceeded before", refusal, unit, _more(unit), model))
     return BudgetExceeded(details(f"run stopped: {reason}", refusal, None, "run.top_up(...) lets it go on", model))
 
 

@@ -13,8 +13,9 @@ Bad arguments are plain `ValueError` and `TypeError`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import Self
 
 from .money import show_usd, to_usd
 
@@ -25,32 +26,32 @@ class RuncapError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusalDetails:
-    """The numbers behind a refusal. Amounts are in the unit's own integers, `usd` in nano-dollars."""
+    """The numbers behind a refusal: `usd` in whole nano-dollars, `seconds` as floats, the other units as counts."""
 
     reason: str
     way_out: str
     run_id: str
     scope: str = "run"
     unit: str | None = None
-    cap: int = 0
-    spent: int = 0
+    cap: float = 0
+    spent: float = 0
     held: int = 0
     unknown: int = 0
     needed: int = 0
     model: str | None = None
 
-    def show(self, amount: int) -> str:
+    def show(self, amount: float) -> str:
         """An amount as a person reads it: dollars, seconds, or a bare count."""
         if self.unit == "usd":
-            return show_usd(amount)
-        return f"{amount:,} s" if self.unit == "seconds" else f"{amount:,}"
+            return show_usd(int(amount))
+        return f"{amount:,.1f} s" if self.unit == "seconds" else f"{amount:,}"
 
 
 class Refused(RuncapError):
     """A call was refused before it was made. Nothing was sent and nothing is charged.
 
-    `cap`, `spent`, `held`, `unknown` and `needed` are `Decimal` dollars when `unit` is `"usd"`, otherwise ints
-    (tokens, steps, tool calls, whole seconds). `details` has the raw integers.
+    `cap`, `spent`, `held`, `unknown` and `needed` are `Decimal`: dollars, tokens, steps, tool calls or seconds, as
+    `unit` says. `details` has the raw numbers.
     """
 
     def __init__(self, details: RefusalDetails) -> None:
@@ -70,8 +71,12 @@ class Refused(RuncapError):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
 
-    def _amount(self, value: int) -> Decimal | int:
-        return to_usd(value) if self.details.unit == "usd" else value
+    def _amount(self, value: float) -> Decimal:
+        return to_usd(int(value)) if self.details.unit == "usd" else Decimal(str(value))
+
+    def hinting(self, hint: str) -> Self:
+        """The same refusal, whose way out says more."""
+        return type(self)(replace(self.details, way_out=f"{self.details.way_out}. {hint}"))
 
     @property
     def run_id(self) -> str:
@@ -89,27 +94,27 @@ class Refused(RuncapError):
         return self.details.unit
 
     @property
-    def cap(self) -> Decimal | int:
+    def cap(self) -> Decimal:
         """The cap's value."""
         return self._amount(self.details.cap)
 
     @property
-    def spent(self) -> Decimal | int:
+    def spent(self) -> Decimal:
         """What was settled."""
         return self._amount(self.details.spent)
 
     @property
-    def held(self) -> Decimal | int:
+    def held(self) -> Decimal:
         """What calls in flight hold."""
         return self._amount(self.details.held)
 
     @property
-    def unknown(self) -> Decimal | int:
+    def unknown(self) -> Decimal:
         """What may have been billed and was never confirmed."""
         return self._amount(self.details.unknown)
 
     @property
-    def needed(self) -> Decimal | int:
+    def needed(self) -> Decimal:
         """What this call would have needed."""
         return self._amount(self.details.needed)
 

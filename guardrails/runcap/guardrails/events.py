@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Literal
 
 from .budget import Budget
 from .errors import RefusalDetails
 from .ledger import Balance
+from .money import to_usd
 from .usage import Usage
 
 State = Literal["settled", "released", "unknown"]
@@ -116,6 +118,11 @@ class CallEnded(Event):
     error_type: str | None = None
     cached: bool = False
     step: int = 0
+
+    @property
+    def cost_usd(self) -> Decimal | None:
+        """`cost_nano` in dollars."""
+        return None if self.cost_nano is None else to_usd(self.cost_nano)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

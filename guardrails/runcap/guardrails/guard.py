@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from .admission import Steps, admit, adrive, drive
@@ -21,6 +22,8 @@ from .pricing import NoPrice, PriceBook
 from .ratecard import RateCard
 from .request import Request
 from .run import Run, ambient
+
+_log = logging.getLogger("runcap")
 
 
 class Guard:
@@ -57,6 +60,7 @@ class Guard:
             raise TypeError(f'Guard needs a Budget, e.g. Guard(Budget(usd="0.50")); got {type(budget).__name__}')
         if unscoped not in ("share", "refuse"):
             raise ValueError(f'Guard.unscoped must be "share" or "refuse", got {unscoped!r}')
+        _check_parts(prices, sinks)
         self.budget = budget
         self.prices = prices if prices is not None else PriceBook()
         self.ledger: Ledger = ledger if ledger is not None else MemoryLedger()
@@ -70,6 +74,7 @@ class Guard:
         self._named: dict[str, Run] = {}
         self._naming = threading.RLock()  # a finalizer may end a run in the middle of naming another
         self._default: Run | None = None
+        self._said: dict[str, object] = {}
         self.prices.warm()
 
     # Runs
@@ -82,7 +87,12 @@ class Guard:
 
         Raises:
             TypeError: a tag that is no string, or a budget that is none.
+            ValueError: a tag named `run_id`.
         """
+        if "run_id" in tags:
+            raise ValueError(
+                'run_id is no tag: name a run with guard.named_run(id) or metadata={"runcap": {"run_id": id}}'
+            )
         for name, value in tags.items():
             if not isinstance(value, str):
                 raise TypeError(f"tag {name} must be a string, got {value!r} ({type(value).__name__})")
@@ -174,8 +184,7 @@ class Guard:
             prepared = self._prepare(request, run)
             grant = drive(self._admission(request, run, prepared[0]), self.ledger)
         except Refused as refused:
-            self._refused(request.call_id, request.parent_id, run, refused)
-            raise
+            raise self._refused(request.call_id, request.parent_id, run, refused, request) from refused.__cause__
         return self._permit(request, run, prepared, grant)
 
     async def aadmit(self, request: Request, run: Run | None = None) -> Permit:
@@ -186,8 +195,7 @@ class Guard:
             prepared = self._prepare(request, run)
             grant = await adrive(self._admission(request, run, prepared[0]), self.ledger)
         except Refused as refused:
-            self._refused(request.call_id, request.parent_id, run, refused)
-            raise
+            raise self._refused(request.call_id, request.parent_id, run, refused, request) from refused.__cause__
         return self._permit(request, run, prepared, grant)
 
     def admit_tool(self, call_id: str, run: Run | None = None, parent_id: str | None = None) -> None:
@@ -202,8 +210,7 @@ class Guard:
             self._check_clock(run, None)
             grant = drive(admit(call_id, (Offer(one, one, one),), run.accounts), self.ledger)
         except Refused as refused:
-            self._refused(call_id, parent_id, run, refused)
-            raise
+            raise self._refused(call_id, parent_id, run, refused) from refused.__cause__
         self._warn(run, grant)
 
     def ended(self, permit: Permit, settlement: Settlement | None) -> None:
@@ -223,6 +230,11 @@ class Guard:
     def emit(self, event: Event) -> None:
         """Tell the sinks."""
         self._dispatcher.emit(event)
+
+    def say_once(self, message: str) -> None:
+        """Log a warning, the first time only."""
+        if self._said.setdefault(message, token := object()) is token:
+            _log.warning("runcap: %s", message)
 
     # Inside
 
@@ -272,8 +284,8 @@ class Guard:
                         way_out="The way out: a larger Budget(seconds=...)",
                         run_id=outer.id,
                         unit="seconds",
-                        cap=int(seconds),
-                        spent=int(elapsed),
+                        cap=seconds,
+                        spent=elapsed,
                         model=model,
                     )
                 )
@@ -307,11 +319,35 @@ class Guard:
         for outer, balance in zip(run.outward(), grant.balances, strict=False):
             outer.warn(balance)
 
-    def _refused(self, call_id: str, parent_id: str | None, run: Run, refused: Refused) -> None:
-        now = self.clock.time_ns()
-        kind = type(refused).__name__
+    def _refused(
+        self, call_id: str, parent_id: str | None, run: Run, refused: Refused, request: Request | None = None
+    ) -> Refused:
+        for hint in _hints(refused, shared=run is self._default, request=request):
+            refused = refused.hinting(hint)
+        now, kind = self.clock.time_ns(), type(refused).__name__
         self.emit(
             CallRefused(
                 time_ns=now, run=run.info, call_id=call_id, parent_id=parent_id, kind=kind, details=refused.details
             )
         )
+        return refused
+
+
+def _hints(refused: Refused, *, shared: bool, request: Request | None) -> Iterator[str]:
+    """What is worth saying about the cause, beyond the numbers."""
+    details = refused.details
+    if details.unit in ("usd", "tokens") and not details.spent and request is not None and request.output_cap:
+        yield f"Nothing was spent yet: this call alone may exceed the cap; its max_tokens is {request.output_cap:,}"
+    if details.unknown > details.spent:
+        yield "Most of it is unknown: calls were cut off, or reported no usage (see ChatOpenAI(stream_usage=True))"
+    if shared and isinstance(refused, BudgetExceeded):
+        yield "This is the default run, shared by every call outside an agent: guard.run() gives each task its own"
+
+
+def _check_parts(prices: object, sinks: object) -> None:
+    if prices is not None and not isinstance(prices, PriceBook):
+        raise TypeError(f"Guard.prices must be a PriceBook, got {type(prices).__name__}; PriceBook({{...}}) makes one")
+    if sinks is None:
+        return
+    if not isinstance(sinks, Sequence) or not all(callable(sink) for sink in sinks):
+        raise TypeError(f"Guard.sinks must be a sequence of callables, e.g. (LogSink(),); got {sinks!r}")

@@ -5,7 +5,7 @@ Integers add up exactly in any order, and stay exact in a Redis Lua number up to
 
 from __future__ import annotations
 
-from decimal import Context, Decimal, InvalidOperation
+from decimal import ROUND_DOWN, Context, Decimal, InvalidOperation
 
 NANO = 1_000_000_000
 """Nano-dollars in a dollar."""
@@ -16,7 +16,7 @@ MAX_NANO = 2**53
 _TYPES = "a str, int, float or Decimal of dollars"
 
 Money = Decimal | str | int | float
-"""What a dollar argument may be. A float is read by its shortest repr, so 0.1 is ten cents."""
+"""What a dollar argument may be. A float is read by its shortest repr, down to a nano-dollar: 0.1 is ten cents."""
 
 _EXACT = Context(prec=60)
 
@@ -52,6 +52,8 @@ def to_nano(value: object, name: str) -> int:
     if parsed > MAX_NANO // NANO:
         raise ValueError(f"{name} must be at most ${MAX_NANO // NANO:,} (kept exactly in every ledger), got {value!r}")
     nano = _EXACT.multiply(parsed, Decimal(NANO))
+    if isinstance(value, float):
+        nano = nano.to_integral_value(ROUND_DOWN)  # 0.1 + 0.2 means thirty cents, whatever a float makes of it
     if nano != nano.to_integral_value():
         raise ValueError(f"{name} must not be finer than a nano-dollar (0.000000001), got {value!r}")
     return int(nano)

@@ -118,6 +118,11 @@ class Permit:
         charge = Amounts(nano=nano or 0, tokens=usage.total_tokens)
         unknown = self.grant.amount.held_part().minus(charge).at_least_zero()
         self.run.count(usage, priced=nano is not None)
+        if error_type is None:
+            self._guard.say_once(
+                f"{self.request.model} reported no usage: its calls are charged by size, the rest of their holds stays "
+                "reserved as unknown. Streams of ChatOpenAI(base_url=...) need stream_usage=True"
+            )
         settlement = self._book(Settle(self.call_id, charge, unknown))
         self._booked = (charge, unknown)
         self._end(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from genai_prices import data_snapshot
 from genai_prices.types import ModelPrice, TieredPrices
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import RuncapError
 from .money import to_usd
@@ -63,7 +63,7 @@ class TokenPrice(BaseModel):
     """A price of one's own, in dollars per million tokens.
 
     A part left out costs what the whole it belongs to costs: cached input as input, one-hour writes as writes.
-    Give prices as strings or Decimals where a float would round.
+    A mapping handed to `PriceBook` may give strings, which a Decimal is made of without rounding.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,13 +94,17 @@ class PriceBook:
             in dollars per million tokens. They win over the bundled data.
 
     Raises:
-        ValueError: an override that is no price (pydantic's error names the model's field and the value).
+        ValueError: an override that is no price; the message names the model and the field.
     """
 
     def __init__(self, overrides: Mapping[str, TokenPrice | Mapping[str, object]] | None = None) -> None:
         self._overrides: dict[str, RateCard] = {}
         for name, price in (overrides or {}).items():
-            self._overrides[name.lower()] = TokenPrice.model_validate(price).card()
+            try:
+                self._overrides[name.lower()] = TokenPrice.model_validate(price).card()
+            except ValidationError as error:
+                wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+                raise ValueError(f"the price of {name!r} is wrong: {wrong}") from None
         self._models: dict[tuple[str | None, str], ModelInfo] = {}
         self._cards: dict[tuple[int, str | None], RateCard] = {}
 
@@ -188,7 +192,7 @@ def _snapshot() -> data_snapshot.DataSnapshot:
 def _lookup(model: str, provider: str | None) -> ModelInfo:
     name = model.removeprefix("models/")
     if not name:
-        raise NoPrice("no price: the model has no name")
+        raise NoPrice('no price: the model gives no name; config metadata {"ls_model_name": "..."} gives it one')
     try:
         owner = _provider(provider) if provider is not None else None
         _, info = _snapshot().find_provider_model(name, owner, None, None)

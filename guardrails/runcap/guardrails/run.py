@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -150,12 +151,17 @@ class Run:
         steps: int = 0,
         tool_calls: int = 0,
         tokens: int = 0,
-        key: str,
+        key: str | None = None,
     ) -> bool:
-        """Raise this run's caps, once per `key`, and let it go on if it was stopped.
+        """Raise this run's caps and let it go on if it was stopped.
 
-        Returns False where the key was used before. A unit without a cap stays without one.
+        Given a `key`, once per key: False where it was used before. A unit without a cap stays without one.
+
+        Raises:
+            RuntimeError: the run is over.
+            ValueError: nothing to add, or a negative amount.
         """
+        key = self._top_up_key(key)
         done = self._guard.ledger.top_up(self.accounts[0].id, key, _extra(usd, steps, tool_calls, tokens))
         return self._topped_up(done, key)
 
@@ -166,9 +172,10 @@ class Run:
         steps: int = 0,
         tool_calls: int = 0,
         tokens: int = 0,
-        key: str,
+        key: str | None = None,
     ) -> bool:
         """`top_up`, without blocking the loop."""
+        key = self._top_up_key(key)
         done = await self._guard.ledger.atop_up(self.accounts[0].id, key, _extra(usd, steps, tool_calls, tokens))
         return self._topped_up(done, key)
 
@@ -289,6 +296,14 @@ class Run:
         """Free the ledger's account once nothing is in flight, keeping the last balance here."""
         if self._ended and self._final is None and self._guard.ledger.balance(self.accounts[0].id).in_flight == 0:
             self._final = self._guard.ledger.close(self.accounts[0].id)
+
+    def _top_up_key(self, key: str | None) -> str:
+        if self._ended:
+            raise RuntimeError(
+                f"run {self.id} is over and cannot go on. An agent's own run lasts for one invocation: "
+                'put the invocations into "with guard.run() as run:" to top it up in between'
+            )
+        return key if key is not None else uuid.uuid4().hex
 
     def _topped_up(self, done: bool, key: str) -> bool:
         if done:

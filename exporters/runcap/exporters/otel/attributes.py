@@ -91,7 +91,7 @@ def of_refusal(event: CallRefused) -> dict[str, Value]:
         sc.REFUSED_NEEDED: details.needed,
     }
     for name, figure in figures.items():
-        attributes[name] = dollars(figure) if details.unit == "usd" else figure
+        attributes[name] = dollars(int(figure)) if details.unit == "usd" else figure
     return attributes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import Literal
+from urllib.parse import urlsplit
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -44,8 +45,8 @@ def setup_otlp(
     chosen = protocol or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
     if chosen not in ("grpc", "http/protobuf"):
         raise ValueError(f'protocol must be "grpc" or "http/protobuf", got {chosen!r}')
-    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
-        raise ValueError(f"endpoint must be an http:// or https:// URL, got {endpoint!r}")
+    if endpoint is not None and not _is_url(endpoint):
+        raise ValueError(f"endpoint must be an http:// or https:// URL such as http://localhost:4317, got {endpoint!r}")
     if set_global and isinstance(trace.get_tracer_provider(), TracerProvider):
         raise RuntimeError(
             "a global tracer provider is set already and is not replaced: add a BatchSpanProcessor to it, or use "
@@ -57,6 +58,11 @@ def setup_otlp(
     if set_global:
         trace.set_tracer_provider(provider)
     return provider
+
+
+def _is_url(endpoint: object) -> bool:
+    parts = urlsplit(endpoint) if isinstance(endpoint, str) else None
+    return parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _exporter(protocol: str, endpoint: str | None, headers: dict[str, str] | None) -> SpanExporter:

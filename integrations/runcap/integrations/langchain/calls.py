@@ -20,6 +20,7 @@ from .errors import bubbling
 from .failures import billing
 from .messages import Walk, Walks, answer_digest, base_size
 from .nodes import Nodes
+from .quiet import close_pending
 from .request import describe, model_of, provider_of
 from .tree import Node
 from .usage import is_cache_hit, message_of, read_response, read_usage, text_of
@@ -60,6 +61,7 @@ class Calls:
             return
         try:
             run = self._guard.scope(self._nodes.run_of(parent, metadata), model_of(params, metadata))
+            self._nodes.last_run = run
             walk = self._walk(run, messages, metadata, params)
             request = describe(
                 call_id=key,
@@ -72,12 +74,12 @@ class Calls:
             permit = self._guard.admit(request, run)
         except Refused as refused:
             self._guard.calls.unclaim(key)
+            close_pending()
             raise bubbling(refused) from None
         except BaseException:
             self._guard.calls.unclaim(key)
             raise
         permit.note = _Note(walk.end, walk.base, self._nodes.watch(run_id, key))
-        self._nodes.last_run = permit.run
         if parent is not None:
             parent.calls.add(key)
         self._guard.calls.reap_with_task(permit)

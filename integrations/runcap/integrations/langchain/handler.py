@@ -21,6 +21,7 @@ from runcap.guardrails.run import Run
 from .calls import Calls, size_of
 from .failures import outcome
 from .nodes import Nodes
+from .quiet import hush_refusals
 
 _log = logging.getLogger("runcap")
 _TEXT_LLM_START = AsyncCallbackManager.on_llm_start.__code__
@@ -69,6 +70,7 @@ class BudgetCallbackHandler(BaseCallbackHandler):
                 f"got {type(guard).__name__}"
             )
         guard.add_default_sinks((OTelSink(),))
+        hush_refusals()
         self.guard = guard
         self._nodes = Nodes(guard)
         self._calls = Calls(guard, self._nodes)
@@ -90,9 +92,9 @@ class BudgetCallbackHandler(BaseCallbackHandler):
         return True
 
     @property
-    def last_run(self) -> Run | None:
-        """The run that was used last: what it cost, also after it ended. None before the first call."""
-        return self._nodes.last_run
+    def last_run(self) -> Run:
+        """The run that was used last: what it cost, also after it ended. Before the first call, the default run."""
+        return self._nodes.last_run or self.guard.default_run
 
     def on_chain_start(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runcap.guardrails.guard import Guard
 from runcap.guardrails.run import Run
@@ -18,7 +18,7 @@ class RunMetadata(BaseModel):
     if not TYPE_CHECKING:  # pydantic reads the type of the extra keys here; type checkers take it for a field
         __pydantic_extra__: dict[str, str]
 
-    run_id: str | None = None
+    run_id: str | None = Field(default=None, min_length=1)
 
     @property
     def tags(self) -> dict[str, str]:
