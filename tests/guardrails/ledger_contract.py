@@ -151,7 +151,9 @@ class LedgerContract:
         both = (account("run:child"), account("run:root"))
         ledger.reserve("c", (offer(60),), both)
         ledger.settle("c", Amounts(nano=10), Amounts(nano=50))
-        assert ledger.close("run:child").unknown.nano == 50
+        closed = ledger.close("run:child")
+        assert closed is not None
+        assert closed.unknown.nano == 50
         assert ledger.balance("run:child").spent == ZERO
         ledger.settle("c", Amounts(nano=33))
         assert ledger.balance("run:root").spent.nano == 33

@@ -16,6 +16,7 @@ from runcap.guardrails import (
     Guard,
     LedgerUnavailable,
     MemoryLedger,
+    PriceBook,
     Refused,
     UnboundedCall,
     UnpricedModel,
@@ -482,3 +483,49 @@ def test_wrong_parts_are_named_at_construction(kwargs: dict[str, Any], says: str
 def test_run_id_is_no_tag() -> None:
     with pytest.raises(ValueError, match="named_run"):
         guard().run(run_id="x")
+
+
+def test_an_estimate_never_charges_a_hard_call_more_than_it_can_cost() -> None:
+    g = guard(usd="0.0101")
+    permit = g.admit(request())
+    permit.seen(100_000)
+    permit.abandon()
+    run = g.default_run
+    assert run.spent_usd == Decimal("0.01")
+    assert run.usage.output_tokens == 1000
+
+
+def test_a_run_ended_by_a_finalizer_inside_the_ledger_keeps_its_balance() -> None:
+    g = guard()
+    run = g.run().__enter__()
+    g.admit(request()).settle(Usage(0, 1000))
+    ledger = g.ledger
+    assert isinstance(ledger, MemoryLedger)
+    ledger._local.inside = True  # as while the collector runs in the middle of a reserve
+    run.__exit__(None, None, None)
+    ledger._local.inside = False
+    assert run.spent_usd == Decimal("0.01")
+    assert not ledger._accounts
+
+
+def test_usage_that_comes_late_replaces_the_estimate() -> None:
+    g = guard()
+    with g.run() as outer, g.run():
+        permit = g.admit(request(input_tokens=100))
+        permit.abandon()
+        permit.settle(Usage(120, 80))
+    assert outer.usage == Usage(120, 80)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "provider"),
+    [
+        ("azure_openai:my-dep", "my-dep", "azure"),
+        ("google_genai:gemini-x", "models/gemini-x", "google"),
+        ("models/gemini-y", "models/gemini-y", "google"),
+        ("arn:aws:bedrock:x:1:profile/p", "arn:aws:bedrock:x:1:profile/p", "aws"),
+    ],
+)
+def test_overrides_go_by_any_name_of_the_provider(name: str, model: str, provider: str) -> None:
+    book = PriceBook({name: {"input": "1", "output": "2"}})
+    assert book.cost(model, Usage(1_000_000, 0), provider=provider) == 1

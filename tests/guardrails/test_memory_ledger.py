@@ -59,9 +59,9 @@ def test_a_finalizer_inside_an_operation_neither_deadlocks_nor_tears() -> None:
     assert (balance.spent.nano, balance.held.nano) == (4, 20)
 
 
-def test_finished_ids_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tombstones_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runcap.guardrails.ledger.memory._REMEMBERED", 10)
     ledger = MemoryLedger()
     for number in range(50):
         ledger.release(f"c{number}")
-    assert len(ledger._finished) == 10
+    assert len(ledger._dead) == 10

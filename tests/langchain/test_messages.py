@@ -95,11 +95,10 @@ def test_media_are_counted_and_bounded_only_inline(block: dict[str, Any], bounde
 
 
 @pytest.mark.parametrize(
-    "params",
-    [{"tools": [{"type": "web_search"}]}, {"previous_response_id": "r1"}, {"use_previous_response_id": True}],
+    "tool", [{"type": "web_search"}, {"type": "web_search_20250305", "name": "x"}, {"google_search": {}}]
 )
-def test_hosted_tools_and_server_state_are_not_bounded(params: dict[str, Any]) -> None:
-    assert not base_size("gpt-4o", "openai", params).prompt.bounded
+def test_hosted_tools_are_not_bounded(tool: dict[str, Any]) -> None:
+    assert not base_size("gpt-4o", "openai", {"tools": [tool]}).prompt.bounded
 
 
 def test_cache_control_is_noticed_and_the_longer_ttl_wins() -> None:

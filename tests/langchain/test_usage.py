@@ -85,4 +85,4 @@ def test_the_service_tier_of_the_answer_is_its_price_context() -> None:
     assert (told.context, told.model, told.id) == ("fast", "gpt-4o-2024-08-06", "r1")
     default = AIMessage("x", response_metadata={"service_tier": "default", "stop_reason": "end_turn"})
     told = read_response(None, default)
-    assert (told.context, told.finish_reasons) == (None, ("end_turn",))
+    assert (told.context, told.finish_reasons) == ("standard", ("end_turn",))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from .admission import Steps, admit, adrive, drive
@@ -75,6 +76,7 @@ class Guard:
         self._naming = threading.RLock()  # a finalizer may end a run in the middle of naming another
         self._default: Run | None = None
         self._said: dict[str, object] = {}
+        self._locators: list[Callable[[], Run | None]] = []
         self.prices.warm()
 
     # Runs
@@ -98,7 +100,7 @@ class Guard:
                 raise TypeError(f"tag {name} must be a string, got {value!r} ({type(value).__name__})")
         if budget is not None and not isinstance(budget, Budget):
             raise TypeError(f"budget must be a Budget, got {type(budget).__name__}")
-        parent = self.current_run()
+        parent = self.current_run() or self._located()
         own = budget if budget is not None or parent is not None else self.budget
         return Run(self, run_id=self._new_id(), parent=parent, budget=own, tags=tags)
 
@@ -129,7 +131,7 @@ class Guard:
     def default_run(self) -> Run:
         """The run of all calls outside every other; it lasts as long as the guard."""
         with self._naming:
-            if self._default is not None:
+            if self._default is not None and not self._default.ended:
                 return self._default
             run = self._default = Run(self, run_id=self._new_id(), budget=self.budget)
         self.opened(run)
@@ -141,7 +143,7 @@ class Guard:
         Raises:
             BudgetExceeded: it would be the default run, and the guard was made with `unscoped="refuse"`.
         """
-        run = run or self.current_run()
+        run = run if run is not None and not run.ended else self.current_run()
         if run is not None:
             return run
         if self._unscoped == "share":
@@ -154,6 +156,10 @@ class Guard:
                 model=model,
             )
         )
+
+    def add_locator(self, locate: Callable[[], Run | None]) -> None:
+        """For adapters: how to find the run of the agent or tool that is running in this context, if any."""
+        self._locators.append(locate)
 
     def opened(self, run: Run) -> None:
         """A run began."""
@@ -238,12 +244,16 @@ class Guard:
 
     # Inside
 
+    def _located(self) -> Run | None:
+        found = (locate() for locate in self._locators)
+        return next((run for run in found if run is not None and not run.ended), None)
+
     def _prepare(self, request: Request, run: Run) -> tuple[Estimate, RateCard | None]:
         self._check_clock(run, request.model)
         card = self._card(request, run)
         strict = any(outer.budget is not None and outer.budget.strict for outer in run.outward())
         known = estimate(
-            request.prompt,
+            replace(request.prompt, bounded=request.prompt.bounded and request.bounded),
             provider=request.provider,
             card=card,
             output_cap=request.output_cap,
@@ -263,11 +273,13 @@ class Guard:
     def _card(self, request: Request, run: Run) -> RateCard | None:
         try:
             card = self.prices.card(request.model or "", provider=request.provider, context=request.context)
-            if card.prices_output:
-                return card
-            reason = f"model {request.model!r} has no price for output tokens"
         except NoPrice as error:
             reason = str(error)
+        else:
+            missing = request.unpriced or (None if card.prices_output else "output tokens")
+            if missing is None:
+                return card
+            reason = f"no price for {missing} of model {request.model!r}"
         if all(account.caps.nano is None for account in run.accounts):
             return None
         way_out = "Give the price, or use a budget without dollars"
@@ -324,6 +336,8 @@ class Guard:
     ) -> Refused:
         for hint in _hints(refused, shared=run is self._default, request=request):
             refused = refused.hinting(hint)
+        for outer in run.outward():
+            outer.tell_if_stopped()
         now, kind = self.clock.time_ns(), type(refused).__name__
         self.emit(
             CallRefused(

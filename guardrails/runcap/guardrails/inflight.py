@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from .permit import Permit
 from .recent import Recent
@@ -22,7 +22,9 @@ class InFlight:
         self._unsure: Recent[str, Permit] = Recent(_UNSURE)
         self._claims: dict[str, tuple[object]] = {}
         self._tasks: WeakKeyDictionary[asyncio.Task[object], set[str]] = WeakKeyDictionary()
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, set[str]] = WeakKeyDictionary()
         self._deferred: deque[Callable[[], None]] = deque()
+        _every.add(self)
 
     def __len__(self) -> int:
         return max(len(self._permits), len(self._claims))
@@ -69,19 +71,24 @@ class InFlight:
             return
         if task is None:
             return
-        calls = self._tasks.get(task)
-        if calls is None:
-            calls = self._tasks[task] = set()
+        if task not in self._tasks:
+            self._tasks[task] = set()
             task.add_done_callback(self._task_done)
-        calls.difference_update([one for one in calls if one not in self._permits])
-        calls.add(permit.call_id)
+        loop = task.get_loop()
+        for calls in (self._tasks[task], self._loops.setdefault(loop, set())):
+            calls.difference_update([one for one in tuple(calls) if one not in self._permits])
+            calls.add(permit.call_id)
 
     def defer(self, action: Callable[[], None]) -> None:
         """Leave an action to the next use of the guard; safe in finalizers, which may run anywhere."""
         self._deferred.append(action)
 
     def drain(self) -> None:
-        """Do what finalizers left."""
+        """Do what finalizers left, and end the calls of loops that were closed under them."""
+        for loop in tuple(self._loops):
+            if loop.is_closed():
+                for call_id in self._loops.pop(loop, ()):
+                    self.reap(call_id)
         while self._deferred:
             try:
                 action = self._deferred.popleft()
@@ -91,4 +98,18 @@ class InFlight:
 
     def _task_done(self, task: asyncio.Task[object]) -> None:
         for call_id in self._tasks.pop(task, ()):
-            self.reap(call_id)
+            permit = self._permits.get(call_id)
+            # A stream may be read by one task a chunk: it goes on, and its own end is reported.
+            if permit is not None and not permit.streamed:
+                self.reap(call_id)
+
+
+_every: WeakSet[InFlight] = WeakSet()
+
+
+def release_everywhere(call_id: str) -> None:
+    """A guard refuses a call that others have admitted already: it will not be made, so they charge nothing."""
+    for calls in tuple(_every):
+        permit = calls.get(call_id)
+        if permit is not None:
+            permit.release("Refused")

@@ -11,7 +11,7 @@ from .estimate import Estimate, expected_tokens
 from .events import CallEnded, CallReconciled, State
 from .ledger import Balance, Grant, LedgerError, Settlement
 from .pricing import NoPrice
-from .ratecard import RateCard
+from .ratecard import OVERRIDE, RateCard
 from .request import Request, Response
 from .usage import Usage
 
@@ -44,7 +44,7 @@ class Permit:
         self._card = card
         self._open = [True]  # popping is atomic: whoever pops ends the permit
         self._state: State | None = None
-        self._booked = (Amounts(), Amounts())
+        self._booked = (Amounts(), Amounts(), Usage())
         self._seen_bytes = 0
         self.streamed = False
         self.note: object = None
@@ -101,6 +101,7 @@ class Permit:
         *,
         response: Response = _NOTHING,
         answer_bytes: int = 0,
+        output_tokens: int | None = None,
         prompt_billed: bool = True,
     ) -> bool:
         """No usage will come: charge what was seen and the prompt's expected cost; the rest of the hold is unknown.
@@ -109,12 +110,13 @@ class Permit:
             error_type: name of the error's type; None where the call ended well but reported no usage.
             response: what the provider said about itself so far.
             answer_bytes: size of an answer that did not come as a stream.
+            output_tokens: the output, where the provider reported that much.
             prompt_billed: False where the provider failed before it did any work (5xx): nothing is charged then.
         """
         if not self._turn("unknown"):
             return False
-        usage = self._likely_usage(answer_bytes) if prompt_billed else Usage()
-        nano = None if self._card is None else self._card.nano(usage)
+        usage = self._likely_usage(answer_bytes, output_tokens) if prompt_billed else Usage()
+        nano = None if self._card is None else self._likely_nano(self._card, usage)
         charge = Amounts(nano=nano or 0, tokens=usage.total_tokens)
         unknown = self.grant.amount.held_part().minus(charge).at_least_zero()
         self.run.count(usage, priced=nano is not None)
@@ -124,7 +126,7 @@ class Permit:
                 "reserved as unknown. Streams of ChatOpenAI(base_url=...) need stream_usage=True"
             )
         settlement = self._book(Settle(self.call_id, charge, unknown))
-        self._booked = (charge, unknown)
+        self._booked = (charge, unknown, usage)
         self._end(
             "unknown",
             settlement,
@@ -144,25 +146,37 @@ class Permit:
         self._state = state
         return True
 
-    def _likely_usage(self, answer_bytes: int) -> Usage:
-        answer = expected_tokens(self._seen_bytes or answer_bytes, self.request.provider)
-        return Usage(self.estimate.input_expected, answer)
+    def _likely_usage(self, answer_bytes: int, output_tokens: int | None) -> Usage:
+        seen = expected_tokens(self._seen_bytes or answer_bytes, self.request.provider)
+        answer = seen if output_tokens is None else output_tokens
+        most = self.estimate.output_most
+        return Usage(self.estimate.input_expected, answer if most is None else min(answer, most))
+
+    def _likely_nano(self, card: RateCard, usage: Usage) -> int:
+        # An estimate never says that a hard call cost more than it can.
+        nano = card.nano(usage)
+        return min(nano, self.grant.amount.nano) if self.estimate.hard else nano
 
     def _price(self, usage: Usage, response: Response) -> tuple[int | None, str | None]:
         card = self._settle_card(response)
         return (None, None) if card is None else (card.nano(usage), card.source)
 
     def _settle_card(self, response: Response) -> RateCard | None:
-        request = self.request
-        model, context = response.model or request.model, response.context or request.context
-        if model is None or (model == request.model and context == request.context):
-            return self._card
+        request, card = self.request, self._card
+        model = response.model or request.model
+        context = request.context if response.context is None else response.context
+        context = None if context == "standard" else context
+        if model is None or card is None or (model == request.model and context == request.context):
+            return card
+        if card.source == OVERRIDE and not self._guard.prices.overrides(model, request.provider):
+            return card  # providers answer with a dated name of the same model: the user's price stands
         try:
-            return self._guard.prices.card(model, provider=request.provider, context=context)
+            told = self._guard.prices.card(model, provider=request.provider, context=context)
         except NoPrice as error:
             if response.context in ("priority", "fast"):
                 _log.warning("runcap: a call was billed at the standard price: %s", error)
-            return self._card
+            return card
+        return told if told.prices_output else card
 
     def _book(self, operation: Settle) -> Settlement | None:
         def steps() -> Steps[Settlement | None]:
@@ -181,9 +195,10 @@ class Permit:
             return False
         nano, _ = self._price(usage, response)
         charge = Amounts(nano=nano or 0, tokens=usage.total_tokens)
-        before, self._booked = self._booked, (charge, Amounts())
+        before, self._booked = self._booked, (charge, Amounts(), usage)
         self._book(Settle(self.call_id, charge))
-        self.run.reconciled(before, charge)
+        self.run.reconciled(before[0], before[1], charge)
+        self.run.count(usage, priced=True, instead_of=before[2])
         event = CallReconciled(
             time_ns=self._guard.clock.time_ns(), run=self.run.info, call_id=self.call_id, usage=usage, cost_nano=nano
         )

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import RuncapError
 from .money import to_usd
-from .ratecard import RateCard, Rates, Tier
+from .ratecard import OVERRIDE, RateCard, Rates, Tier
 from .usage import Usage
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class TokenPrice(BaseModel):
             cache_write=self.cache_write,
             cache_write_1h=self.cache_write_1h,
         )
-        return RateCard(tiers=(Tier(0, rates),), source="override")
+        return RateCard(tiers=(Tier(0, rates),), source=OVERRIDE)
 
 
 class PriceBook:
@@ -101,7 +101,7 @@ class PriceBook:
         self._overrides: dict[str, RateCard] = {}
         for name, price in (overrides or {}).items():
             try:
-                self._overrides[name.lower()] = TokenPrice.model_validate(price).card()
+                self._overrides[_override_key(name)] = TokenPrice.model_validate(price).card()
             except ValidationError as error:
                 wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
                 raise ValueError(f"the price of {name!r} is wrong: {wrong}") from None
@@ -152,11 +152,16 @@ class PriceBook:
         """Load the bundled data now (some 0.3 s once a process), so that no call has to."""
         data_source()
 
+    def overrides(self, model: str, provider: str | None = None) -> bool:
+        """The user gave a price for exactly this model."""
+        return self._override(model, provider) is not None
+
     def _override(self, model: str, provider: str | None) -> RateCard | None:
         if not self._overrides:
             return None
-        name = model.lower()
-        return self._overrides.get(f"{provider.lower()}:{name}" if provider else name) or self._overrides.get(name)
+        name = _override_key(model)
+        of_provider = self._overrides.get(f"{provider_id(provider)}:{name}") if provider else None
+        return of_provider or self._overrides.get(name)
 
     def _find(self, model: str, provider: str | None) -> ModelInfo:
         found = self._models.get((provider, model))
@@ -203,6 +208,15 @@ def _lookup(model: str, provider: str | None) -> ModelInfo:
             f'PriceBook(overrides={{"{model}": {{"input": "2.50", "output": "10"}}}})'
         ) from None
     return info
+
+
+def _override_key(name: str) -> str:
+    """`provider:model` in the price data's terms; model ids with colons of their own (ARNs, Bedrock) stay whole."""
+    first, colon, rest = name.lower().partition(":")
+    known = {provider.id for provider in _snapshot().providers} | _PROVIDERS.keys()
+    if colon and first in known:
+        return f"{provider_id(first)}:{rest.removeprefix('models/')}"
+    return name.lower().removeprefix("models/")
 
 
 def provider_id(name: str) -> str:

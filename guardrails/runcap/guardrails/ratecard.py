@@ -12,6 +12,9 @@ from .usage import Usage
 _MILLION = 1_000_000
 _CEILING = Context(prec=60, rounding=ROUND_CEILING)
 
+OVERRIDE = "override"
+"""The source of a price the user gave."""
+
 CacheWrites = Literal["none", "5m", "1h"]
 """The dearest cache write a request can cause."""
 

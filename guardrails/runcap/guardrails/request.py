@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .estimate import Prompt
 from .pricing import PriceContext
@@ -14,8 +15,9 @@ class Request:
     """A model call about to be made.
 
     `output_cap` is what the request itself says, tokens a choice; `output_ceiling` what the model can do.
-    `attempts_seen` is True only where the client makes no retries of its own. `parent_id` names the agent or tool
-    around the call, for the sinks.
+    `attempts_seen` is True only where the client makes no retries of its own. `bounded` is False where settings let the
+    call cost more than its text and caps say, `unpriced` names something it asks for that has no known price.
+    `parent_id` names the agent or tool around the call, for the sinks.
     """
 
     call_id: str
@@ -29,14 +31,16 @@ class Request:
     attempts_seen: bool = True
     cache_writes: CacheWrites = "none"
     context: PriceContext | None = None
+    bounded: bool = True
+    unpriced: str | None = None
     parent_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """What the provider said about itself in its answer."""
+    """What the provider said about itself in its answer. `context` is None where it did not say how it was served."""
 
     model: str | None = None
     id: str | None = None
     finish_reasons: tuple[str, ...] = ()
-    context: PriceContext | None = None
+    context: PriceContext | Literal["standard"] | None = None

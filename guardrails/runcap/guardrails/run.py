@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_NO_USAGE = Usage()
+
 ambient: ContextVar[Run | None] = ContextVar("runcap_run", default=None)
 """The innermost `with guard.run(...)` of this context, of whichever guard."""
 
@@ -57,7 +59,7 @@ class Run:
         self._verdict: str | None = None
         self._warned: dict[tuple[str, float], object] = {}
         self._usage = Usage()
-        self._counted: deque[tuple[Usage, bool]] = deque()
+        self._counted: deque[tuple[Usage, Usage, bool]] = deque()
         self._counting = threading.Lock()
         self._unpriced = 0
         self.notes: dict[Any, Any] = {}
@@ -182,7 +184,7 @@ class Run:
     def stop(self, reason: str) -> None:
         """Refuse every further call of this run, whoever makes it; calls in flight still settle."""
         self._guard.ledger.stop(self.accounts[0].id, reason)
-        self._guard.stopped(self, reason)
+        self.tell_if_stopped()
 
     def succeed(self) -> None:
         """Record that the task was done, for cost per successful task."""
@@ -252,20 +254,19 @@ class Run:
         """Seconds since the run began."""
         return self._guard.clock.monotonic() - self._started
 
-    def count(self, usage: Usage, *, priced: bool) -> None:
-        """Add a call's tokens."""
-        self._counted.append((usage, priced))
+    def count(self, usage: Usage, *, priced: bool, instead_of: Usage = _NO_USAGE) -> None:
+        """Add a call's tokens, in place of what was counted for it before."""
+        self._counted.append((usage, instead_of, priced))
         if self.parent is not None:
-            self.parent.count(usage, priced=priced)
+            self.parent.count(usage, priced=priced, instead_of=instead_of)
         self._fold(wait=False)
 
-    def reconciled(self, before: tuple[Amounts, Amounts], charge: Amounts) -> None:
-        """Correct the last balance of a run that ended before a call's usage arrived."""
-        if self._final is None:
-            return
-        spent = self._final.spent.plus(charge).minus(before[0])
-        unknown = self._final.unknown.minus(before[1])
-        self._final = _replaced(self._final, spent, unknown)
+    def reconciled(self, charged: Amounts, unknown: Amounts, charge: Amounts) -> None:
+        """Correct the last balances of runs that ended before a call's usage arrived."""
+        for run in self.outward():
+            if run._final is not None:  # noqa: SLF001 - another run
+                spent = run._final.spent.plus(charge).minus(charged)  # noqa: SLF001
+                run._final = _replaced(run._final, spent, run._final.unknown.minus(unknown))  # noqa: SLF001
 
     def warn(self, balance: Balance) -> None:
         """Emit a `BudgetWarned` for every share of a cap that was reached for the first time."""
@@ -278,6 +279,12 @@ class Run:
                 if spent >= cap * share and self._first((name, share)):
                     now = self._guard.clock.time_ns()
                     self._guard.emit(BudgetWarned(time_ns=now, run=self.info, unit=name, share=share, balance=balance))
+
+    def tell_if_stopped(self) -> None:
+        """Emit `RunStopped`, once, if the run was stopped: by its cap, by `stop()`, or in another process."""
+        reason = self.balance.stopped
+        if reason is not None and self._first(("stopped", 0.0)):
+            self._guard.stopped(self, reason)
 
     def _first(self, warning: tuple[str, float]) -> bool:
         token = object()
@@ -294,8 +301,11 @@ class Run:
 
     def close_when_idle(self) -> None:
         """Free the ledger's account once nothing is in flight, keeping the last balance here."""
-        if self._ended and self._final is None and self._guard.ledger.balance(self.accounts[0].id).in_flight == 0:
-            self._final = self._guard.ledger.close(self.accounts[0].id)
+        if not self._ended or self._final is not None or self._guard.ledger.balance(self.accounts[0].id).in_flight:
+            return
+        self._final = self._guard.ledger.close(self.accounts[0].id)
+        if self._final is None:
+            self._guard.calls.defer(self.close_when_idle)
 
     def _top_up_key(self, key: str | None) -> str:
         if self._ended:
@@ -318,8 +328,8 @@ class Run:
             return
         try:
             while self._counted:
-                usage, priced = self._counted.popleft()
-                self._usage += usage
+                usage, before, priced = self._counted.popleft()
+                self._usage = self._usage.replacing(before, usage)
                 self._unpriced += not priced
         finally:
             self._counting.release()

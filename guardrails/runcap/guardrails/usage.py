@@ -58,6 +58,10 @@ class Usage:
         """Input that was neither read from a cache nor written to one."""
         return self.input_tokens - self.cache_read_tokens - self.cache_write_tokens
 
+    def replacing(self, before: Usage, after: Usage) -> Usage:
+        """This sum with one of its terms, `before`, replaced by `after`."""
+        return Usage(*(getattr(self, name) - getattr(before, name) + getattr(after, name) for name in _FIELDS))
+
     def __add__(self, other: object) -> Usage:
         if not isinstance(other, Usage):
             return NotImplemented

@@ -140,8 +140,11 @@ class Ledger(Protocol):
         """The account now; an account never used is empty."""
         ...
 
-    def close(self, account_id: str) -> Balance:
-        """End an account: its unknowns end with it, calls still in flight settle into the others. Its last balance."""
+    def close(self, account_id: str) -> Balance | None:
+        """End an account: its unknowns end with it, calls still in flight settle into the others.
+
+        Its last balance; None where it could not be closed now (a finalizer interrupted the ledger): ask again.
+        """
         ...
 
     async def areserve(self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...]) -> Grant | Refusal:

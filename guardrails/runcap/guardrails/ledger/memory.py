@@ -16,7 +16,9 @@ from .base import Account, Balance, Grant, LedgerError, Offer, Refusal, Settleme
 T = TypeVar("T")
 
 _REMEMBERED = 65_536
-"""How many finished call ids are kept, so that a late or repeated word about one of them changes nothing."""
+"""How many tombstones are kept: ids released before they were reserved, whose reservation must land dead."""
+
+_EMPTY = Balance("")
 
 
 @dataclass(slots=True)
@@ -51,7 +53,7 @@ class MemoryLedger:
         self._pid = os.getpid()
         self._accounts: dict[str, _State] = {}
         self._holds: dict[str, _Hold] = {}
-        self._finished: Recent[str, str] = Recent(_REMEMBERED)
+        self._dead: Recent[str, str] = Recent(_REMEMBERED)
         self._lock = threading.Lock()
         self._local = threading.local()
         self._late: deque[Callable[[], object]] = deque()
@@ -87,11 +89,11 @@ class MemoryLedger:
 
     def balance(self, account_id: str) -> Balance:
         """See `Ledger.balance`."""
-        return self._locked(lambda: self._balance(account_id)) or Balance(account_id)
+        return self._balance(account_id) if self._inside else self._locked(lambda: self._balance(account_id)) or _EMPTY
 
-    def close(self, account_id: str) -> Balance:
+    def close(self, account_id: str) -> Balance | None:
         """See `Ledger.close`."""
-        return self._locked(lambda: self._close(account_id)) or Balance(account_id)
+        return None if self._inside else self._locked(lambda: self._close(account_id))
 
     async def areserve(self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...]) -> Grant | Refusal:
         """See `Ledger.reserve`; nothing here blocks."""
@@ -113,8 +115,12 @@ class MemoryLedger:
         """See `Ledger.stop`; nothing here blocks."""
         self.stop(account_id, reason)
 
+    @property
+    def _inside(self) -> bool:
+        return getattr(self._local, "inside", False)
+
     def _locked(self, operation: Callable[[], T]) -> T | None:
-        if getattr(self._local, "inside", False):
+        if self._inside:
             # The garbage collector ran a finalizer (an abandoned stream's) in the middle of an operation of this very
             # thread. Waiting would deadlock and going on would tear the books: it is booked right after.
             self._late.append(operation)
@@ -152,7 +158,7 @@ class MemoryLedger:
     def _blocked(self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...]) -> Refusal | None:
         for account in accounts:
             balance = self._balance(account.id)
-            if balance.stopped is not None or call_id in self._finished:
+            if balance.stopped is not None or call_id in self._dead:
                 return Refusal(call_id, account, balance, None, offers[-1].least)
         return None
 
@@ -202,7 +208,7 @@ class MemoryLedger:
     def _release(self, call_id: str) -> Settlement | None:
         if call_id in self._holds:
             return self._settle(call_id, ZERO, ZERO)
-        self._finished.put(call_id, call_id)
+        self._dead.put(call_id, call_id)
         return None
 
     def _land(self, hold: _Hold) -> list[_State]:
@@ -218,7 +224,6 @@ class MemoryLedger:
         balances = tuple(self._balance(account_id) for account_id in hold.accounts)
         if not any(hold.unknown):
             del self._holds[call_id]
-            self._finished.put(call_id, call_id)
         return Settlement(call_id, hold.charged, hold.unknown, balances)
 
     def _top_up(self, account_id: str, key: str, extra: Amounts) -> bool:
@@ -244,7 +249,6 @@ class MemoryLedger:
                 hold.accounts.remove(account_id)
                 if not hold.accounts:
                     del self._holds[call_id]
-                    self._finished.put(call_id, call_id)
         return balance
 
     def _state(self, account: Account) -> _State:

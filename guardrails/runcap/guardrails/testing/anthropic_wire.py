@@ -57,7 +57,7 @@ def _event(kind: str, **fields: Any) -> bytes:
 
 
 def _message(answer: Answer, content: list[dict[str, Any]]) -> dict[str, Any]:
-    head = {"id": answer.id, "type": "message", "role": "assistant", "model": answer.model}
+    head = {"id": answer.id, "type": "message", "role": "assistant", "model": answer.told_model}
     return {**head, "content": content, "stop_sequence": None}
 
 

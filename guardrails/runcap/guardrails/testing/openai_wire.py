@@ -43,7 +43,7 @@ class _OpenAI:
 
 
 def _head(answer: Answer, kind: str) -> dict[str, Any]:
-    return {"id": answer.id, "object": kind, "created": 1_700_000_000, "model": answer.model}
+    return {"id": answer.id, "object": kind, "created": 1_700_000_000, "model": answer.told_model}
 
 
 def _call(call_id: str, name: str, args: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Reply:
         output_tokens: billed output; by default a quarter token a byte. The request's cap cuts it.
         input_tokens: billed input; by default a quarter token a byte of the request plus 4 a message.
         cached_tokens, cache_write_tokens: parts of the input read from and written to the cache.
+        model: the name the answer gives for the model; providers answer with a dated one. By default the one asked for.
         status: an HTTP status other than 200 answers with an error and bills nothing.
         usage: False leaves the usage out of the answer.
         latency: seconds before the answer begins.
@@ -48,6 +49,7 @@ class Reply:
     input_tokens: int | None = None
     cached_tokens: int = 0
     cache_write_tokens: int = 0
+    model: str | None = None
     status: int = 200
     usage: bool = True
     latency: float = 0.0
@@ -225,6 +227,7 @@ def _answer(number: int, reply: Reply, body: Mapping[str, Any], wire: Wire) -> A
     return Answer(
         id=f"reply-{number}",
         model=str(body.get("model", "")),
+        told_model=reply.model or str(body.get("model", "")),
         text=text,
         calls=calls,
         finish="length" if billed < wanted else "tool_calls" if calls else "stop",

@@ -10,10 +10,14 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer before it is put on a wire. `calls` are `(id, name, arguments)`; finish is OpenAI's word."""
+    """An answer before it is put on a wire. `calls` are `(id, name, arguments)`; finish is OpenAI's word.
+
+    `model` is billed, `told_model` is what the answer says.
+    """
 
     id: str
     model: str
+    told_model: str
     text: str
     calls: tuple[tuple[str, str, dict[str, Any]], ...]
     finish: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 from weakref import ref
@@ -13,17 +13,20 @@ from langchain_core.outputs import LLMResult
 
 from runcap.guardrails.errors import Refused
 from runcap.guardrails.guard import Guard
+from runcap.guardrails.inflight import release_everywhere
 from runcap.guardrails.permit import Permit
+from runcap.guardrails.ratecard import CacheWrites
 from runcap.guardrails.run import Run
+from runcap.guardrails.usage import Usage
 
 from .errors import bubbling
 from .failures import billing
 from .messages import Walk, Walks, answer_digest, base_size
 from .nodes import Nodes
 from .quiet import close_pending
-from .request import describe, model_of, provider_of
+from .request import Described, describe
 from .tree import Node
-from .usage import is_cache_hit, message_of, read_response, read_usage, text_of
+from .usage import is_cache_hit, message_of, read_response, read_text_usage, read_usage, tells_ttl, text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class _Note:
 
     end: bytes
     base: bytes
+    writes: CacheWrites
     watch: ref[object]
 
 
@@ -59,27 +63,22 @@ class Calls:
         key = run_id.hex
         if not self._guard.calls.claim(key, self):
             return
+        call = Described(serialized, params, metadata)
         try:
-            run = self._guard.scope(self._nodes.run_of(parent, metadata), model_of(params, metadata))
+            run = self._guard.scope(self._nodes.run_of(parent, metadata), call.model)
             self._nodes.last_run = run
-            walk = self._walk(run, messages, metadata, params)
-            request = describe(
-                call_id=key,
-                parent_id=parent.shown() if parent is not None else None,
-                serialized=serialized,
-                params=params,
-                metadata=metadata,
-                walk=walk,
-            )
-            permit = self._guard.admit(request, run)
+            walk = self._walk(run, messages, call)
+            shown = parent.shown() if parent is not None else None
+            permit = self._guard.admit(describe(call, walk, call_id=key, parent_id=shown), run)
         except Refused as refused:
             self._guard.calls.unclaim(key)
+            release_everywhere(key)
             close_pending()
             raise bubbling(refused) from None
         except BaseException:
             self._guard.calls.unclaim(key)
             raise
-        permit.note = _Note(walk.end, walk.base, self._nodes.watch(run_id, key))
+        permit.note = _Note(walk.end, walk.base, walk.writes, self._nodes.watch(run_id, key))
         if parent is not None:
             parent.calls.add(key)
         self._guard.calls.reap_with_task(permit)
@@ -96,12 +95,15 @@ class Calls:
         if permit is None:
             return
         message = message_of(result)
-        told, usage = read_response(result, message), read_usage(message)
+        told, usage = read_response(result, message), self._usage(permit, result, message)
         if is_cache_hit(message):
             permit.free(told)
-        elif usage is not None:
+        elif usage is not None and usage.input_tokens:
             self._remember(permit, message, usage.input_tokens, usage.output_tokens)
             permit.settle(usage, told)
+        elif usage is not None:
+            # Claude's streams may report the output alone, and LangChain drops what they said of the input.
+            permit.abandon(response=told, output_tokens=usage.output_tokens)
         else:
             answer = message.text if message is not None else text_of(result)
             permit.abandon(response=told, answer_bytes=size_of(answer))
@@ -113,7 +115,7 @@ class Calls:
             return
         kind, bill = type(error).__name__, billing(error)
         message = message_of(result)
-        told, usage = read_response(result, message), read_usage(message)
+        told, usage = read_response(result, message), self._usage(permit, result, message)
         if usage is not None and usage.input_tokens:
             permit.settle(usage, told, error_type=kind)
         elif bill == "never" and not permit.streamed:
@@ -121,15 +123,21 @@ class Calls:
         else:
             permit.abandon(kind, response=told, prompt_billed=bill != "failed")
 
+    def _usage(self, permit: Permit, result: LLMResult | None, message: BaseMessage | None) -> Usage | None:
+        usage = read_usage(message) or read_text_usage(result)
+        note = permit.note
+        if usage is None or not isinstance(note, _Note) or note.writes != "1h" or tells_ttl(message):
+            return usage
+        # Claude's streams do not say how long a write lasts: the request asked for an hour, the dearer one.
+        return replace(usage, cache_write_1h_tokens=usage.cache_write_tokens)
+
     def _take(self, run_id: UUID, parent: Node | None) -> Permit | None:
         if parent is not None:
             parent.calls.discard(run_id.hex)
         return self._guard.calls.get_ended(run_id.hex)
 
-    def _walk(
-        self, run: Run, messages: Sequence[BaseMessage], metadata: Mapping[str, Any], params: Mapping[str, Any]
-    ) -> Walk:
-        base = base_size(model_of(params, metadata), provider_of(metadata), params)
+    def _walk(self, run: Run, messages: Sequence[BaseMessage], call: Described) -> Walk:
+        base = base_size(call.model, call.provider, call.body)
         walks: Walks = run.notes.setdefault(Walks, Walks())
         return walks.walk(base, messages, self._guard.measured)
 

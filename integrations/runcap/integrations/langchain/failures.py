@@ -71,7 +71,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         yield current
-        current = current.__cause__ or current.__context__
+        # Not the context: a call made while another's error is handled would inherit that one.
+        current = current.__cause__
 
 
 def _named(error: BaseException, names: frozenset[str]) -> bool:

@@ -25,6 +25,7 @@ _IMAGES = frozenset({"image", "image_url", "input_image"})
 _CALLS = frozenset({"function_call", "tool_call", "tool_use"})
 _NOT_SENT = frozenset({"parsed", "refusal", "tool_calls"})
 _SETTINGS = frozenset({"_type", "model", "model_name", "model_id", "stop", "stop_sequences"})
+_OWN_TOOL = ("name", "function", "function_declarations", "toolSpec", "title")
 _WALKS = 8
 
 
@@ -42,7 +43,7 @@ class Walk:
 
     base: bytes
     messages: tuple[BaseMessage, ...]
-    contents: tuple[object, ...]
+    marks: tuple[object, ...]
     end: bytes
     prompt: Prompt
     writes: CacheWrites
@@ -76,8 +77,6 @@ def base_size(model: str | None, provider: str | None, params: Mapping[str, Any]
     parts.cache_control(params.get("cache_control"))
     for tool in tools:
         parts.tool(tool)
-    if params.get("previous_response_id") or params.get("use_previous_response_id") or params.get("conversation"):
-        parts.bounded = False
     digest = _digest((provider or "", model or "", _json(sent)))
     return Size(digest, parts.prompt(), parts.writes)
 
@@ -92,14 +91,10 @@ def measure(message: BaseMessage) -> Size:
     parts = _Parts()
     parts.messages = 1
     pieces: list[str] = [message.type]
-    structured = parts.content(message.content)
+    parts.content(message.content)
     pieces.append(message.content if isinstance(message.content, str) else _json(message.content))
-    if isinstance(message, AIMessage) and message.tool_calls:
-        calls = _json([(call["name"], call["args"], call["id"]) for call in message.tool_calls])
-        pieces.append(calls)
-        if not structured:
-            parts.text(calls)
-        parts.messages += len(message.tool_calls)
+    if isinstance(message, AIMessage):
+        pieces.append(parts.calls_of(message))
     extra = {key: value for key, value in message.additional_kwargs.items() if key not in _NOT_SENT}
     if extra:
         pieces.append(_json(extra))
@@ -113,15 +108,21 @@ def measure(message: BaseMessage) -> Size:
     return Size(_digest(pieces), parts.prompt(), parts.writes)
 
 
+def _mark(message: BaseMessage) -> object:
+    """Tells whether a message was edited in place since: its text itself, or a fingerprint of all that is not text."""
+    content, extra = message.content, message.additional_kwargs
+    calls = (message.tool_calls, message.invalid_tool_calls) if isinstance(message, AIMessage) else ((), ())
+    if isinstance(content, str) and not extra and not calls[0] and not calls[1]:
+        return content
+    return hash(repr((content, calls, extra)))
+
+
 def _goes_on(before: Walk, messages: Sequence[BaseMessage]) -> bool:
-    count = len(before.messages)
-    if count > len(messages):
+    if len(before.messages) > len(messages):
         return False
-    # By identity, and the content's identity too: messages are mutable and may have been edited in place.
-    return all(
-        message is known and message.content is content
-        for message, known, content in zip(messages, before.messages, before.contents, strict=False)
-    )
+    # By identity, but messages are mutable and may have been edited in place.
+    known = zip(messages, before.messages, before.marks, strict=False)
+    return all(message is old and _mark(message) == mark for message, old, mark in known)
 
 
 def _empty(base: Size) -> Walk:
@@ -135,8 +136,8 @@ def _walk(start: Walk, messages: Sequence[BaseMessage], measured: Measured) -> W
         end = _digest((end, size.digest))
         writes = _dearer(writes, size.writes)
         prompt = _known(_added(prompt, size, start.base, message, measured), end, measured)
-    contents = tuple(message.content for message in messages)
-    return Walk(start.base, tuple(messages), contents, end, prompt, writes)
+    marks = tuple(_mark(message) for message in messages)
+    return Walk(start.base, tuple(messages), marks, end, prompt, writes)
 
 
 def _known(prompt: Prompt, end: bytes, measured: Measured) -> Prompt:
@@ -169,6 +170,7 @@ class _Parts:
         self.ascii = self.wide = self.normalised = self.messages = self.images = 0
         self.bounded = True
         self.tools = False
+        self.call_blocks = ""
         self.writes: CacheWrites = "none"
 
     def prompt(self) -> Prompt:
@@ -194,19 +196,30 @@ class _Parts:
         forms = (unicodedata.normalize("NFC", text), unicodedata.normalize("NFKC", text))
         self.normalised += max(size, *map(_size, forms))
 
-    def content(self, content: str | list[str | dict[str, Any]]) -> bool:
-        """Add a message's content; True where tool calls stand in it as blocks."""
+    def content(self, content: str | list[str | dict[str, Any]]) -> None:
+        """Add a message's content; tool calls in it are kept apart, for they stand in `tool_calls` too."""
         if isinstance(content, str):
             self.text(content)
-            return False
-        structured = False
+            return
         for block in content:
             if isinstance(block, str):
                 self.text(block)
-                continue
-            self.block(block)
-            structured = structured or block.get("type") in _CALLS
-        return structured
+            elif block.get("type") in _CALLS:
+                self.cache_control(block.get("cache_control"))
+                self.call_blocks += _json(block)
+            else:
+                self.block(block)
+
+    def calls_of(self, message: AIMessage) -> str:
+        """Add an AI message's tool calls, also those whose arguments were cut off: the client sends them again."""
+        parsed = (*message.tool_calls, *message.invalid_tool_calls)
+        raw = message.additional_kwargs.get("tool_calls") or ()
+        calls = [(call["name"], call["args"], call["id"]) for call in parsed]
+        told = _json(calls or raw) if calls or raw else ""
+        # Which of the two copies is sent differs by client, so the larger counts.
+        self.text(max(told, self.call_blocks, key=_size))
+        self.messages += max(len(calls), len(raw))
+        return told
 
     def block(self, block: Mapping[str, Any]) -> None:
         kind = block.get("type")
@@ -219,6 +232,8 @@ class _Parts:
         elif kind in _MEDIA:
             self.images += 1
             self.bounded = False
+        elif kind == "reasoning" and block.get("id") and not (block.get("encrypted_content") or _reasons(block)):
+            self.bounded = False  # sent by its id: the provider has the text
         elif kind == "tool_result" and isinstance(block.get("content"), list):
             self.content(block["content"])
             self.messages += 1
@@ -230,12 +245,17 @@ class _Parts:
             return
         self.cache_control(tool.get("cache_control"))
         # A tool the provider runs itself (web search, code) brings tokens and fees the request does not bound.
-        if tool.get("type") not in (None, "function", "custom"):
+        ours = tool.get("type") in ("function", "custom") or any(tool.get(name) for name in _OWN_TOOL)
+        if not ours or tool.get("type") not in (None, "function", "custom"):
             self.bounded = False
 
     def cache_control(self, control: object) -> None:
         if isinstance(control, Mapping):
             self.writes = _dearer(self.writes, "1h" if control.get("ttl") == "1h" else "5m")
+
+
+def _reasons(block: Mapping[str, Any]) -> bool:
+    return bool(block.get("reasoning") or block.get("summary") or block.get("content"))
 
 
 def _is_inline(block: Mapping[str, Any]) -> bool:
@@ -256,7 +276,10 @@ def _has_text(value: object) -> bool:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=_plain)
+    try:
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=_plain)
+    except (TypeError, ValueError):
+        return repr(value)  # keys of mixed types, or a cycle: no JSON, but no shorter
 
 
 def _plain(value: object) -> object:

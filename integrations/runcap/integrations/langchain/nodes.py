@@ -8,6 +8,8 @@ from typing import Any
 from uuid import UUID
 from weakref import ref
 
+from langchain_core.runnables.config import var_child_runnable_config
+
 from runcap.guardrails.errors import Refused
 from runcap.guardrails.events import AgentEnded, AgentStarted, Outcome, ToolEnded, ToolStarted
 from runcap.guardrails.guard import Guard
@@ -26,6 +28,7 @@ class Nodes:
         self._guard = guard
         self._tree = Tree()
         self._beginning = threading.RLock()
+        guard.add_locator(self._run_here)
 
     def __len__(self) -> int:
         return len(self._tree)
@@ -126,6 +129,12 @@ class Nodes:
             calls.defer(forget)
 
         return ref(run_id, lost)
+
+    def _run_here(self) -> Run | None:
+        """The run of the tool or node this code runs in, as LangChain's own context tells."""
+        callbacks = (var_child_runnable_config.get() or {}).get("callbacks")
+        node = self.get(getattr(callbacks, "parent_run_id", None))
+        return node.run if node is not None else None
 
     def _node(self, run_id: UUID, parent: Node | None, kind: Any, name: str, metadata: Mapping[str, Any]) -> Node:
         namespace = metadata.get("langgraph_checkpoint_ns")

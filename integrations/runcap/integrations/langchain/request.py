@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,7 @@ from runcap.guardrails.request import Request
 from .messages import Walk
 
 _CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_tokens_to_sample", "num_predict")
+_CHOICES = ("n", "best_of")
 
 # Where each integration keeps its models' profiles (the figures `model.profile` shows), by provider.
 _PROFILES = {
@@ -29,59 +31,97 @@ _PROFILES = {
 }
 
 
-def model_of(params: Mapping[str, Any], metadata: Mapping[str, Any]) -> str | None:
-    """The model asked for."""
-    for source, name in ((params, "model"), (params, "model_name"), (params, "model_id"), (metadata, "ls_model_name")):
-        value = source.get(name)
-        if isinstance(value, str) and value:
-            return value
-    return None
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A call as LangChain tells it: the model's constructor arguments, the invocation's parameters, its metadata.
+
+    The same setting may stand in several places, and which one reaches the wire differs by class: a bound `max_tokens`
+    beats the constructor's `max_completion_tokens`, `extra_body` beats both. So all are looked at, dearest first.
+    """
+
+    serialized: Mapping[str, Any]
+    params: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The parameters with those nested in `model_kwargs` and `extra_body`, as they are sent."""
+        nested = (self.params.get("model_kwargs"), self.params.get("extra_body"))
+        flat = {name: value for name, value in self.params.items() if name not in ("model_kwargs", "extra_body")}
+        for more in nested:
+            if isinstance(more, Mapping):
+                flat.update({str(name): value for name, value in more.items()})
+        return flat
+
+    def everywhere(self, name: str) -> list[Any]:
+        """Every value a setting has, wherever it stands."""
+        kwargs = self.serialized.get("kwargs") or {}
+        places = (kwargs, self.params, *(at.get(key) for at in (kwargs, self.params) for key in _NESTED))
+        return [place[name] for place in places if isinstance(place, Mapping) and place.get(name) is not None]
+
+    @property
+    def model(self) -> str | None:
+        """The model asked for."""
+        places = ((self.params, "model"), (self.params, "model_name"), (self.params, "model_id"))
+        for source, name in (*places, (self.metadata, "ls_model_name")):
+            value = source.get(name)
+            if isinstance(value, str) and value:
+                return value
+        return None
+
+    @property
+    def provider(self) -> str | None:
+        """Its provider, by the id the price data uses."""
+        name = self.metadata.get("ls_provider")
+        return provider_id(name) if isinstance(name, str) and name else None
 
 
-def provider_of(metadata: Mapping[str, Any]) -> str | None:
-    """Its provider, by the id the price data uses."""
-    name = metadata.get("ls_provider")
-    return provider_id(name) if isinstance(name, str) and name else None
+_NESTED = ("model_kwargs", "extra_body")
+
+# Settings that let a request cost more than its own text and caps say: server-side state, hosted features, surcharges.
+_UNBOUNDED = (
+    *("previous_response_id", "use_previous_response_id", "conversation", "prompt", "mcp_servers", "container"),
+    *("context_management", "inference_geo", "web_search_options", "search_parameters", "background"),
+)
 
 
-def describe(
-    *,
-    call_id: str,
-    parent_id: str | None,
-    serialized: Mapping[str, Any],
-    params: Mapping[str, Any],
-    metadata: Mapping[str, Any],
-    walk: Walk,
-) -> Request:
+def describe(call: Described, walk: Walk, *, call_id: str, parent_id: str | None) -> Request:
     """The neutral request. What a callback cannot see (the model object, its client) is taken the careful way."""
-    model, provider = model_of(params, metadata), provider_of(metadata)
-    choices = params.get("n")
     return Request(
         call_id=call_id,
         parent_id=parent_id,
-        model=model,
-        provider=provider,
+        model=call.model,
+        provider=call.provider,
         prompt=walk.prompt,
-        output_cap=_output_cap(params, metadata),
-        output_ceiling=_ceiling(model, provider),
-        choices=choices if isinstance(choices, int) and choices > 0 else 1,
-        stream=bool(params.get("stream") or params.get("streaming")),
-        attempts_seen=_no_retries(params, serialized),
-        cache_writes=_cache_writes(provider, walk.writes),
-        context=_context(params),
+        output_cap=_output_cap(call),
+        output_ceiling=_ceiling(call.model, call.provider),
+        choices=max((value for name in _CHOICES for value in call.everywhere(name) if _is_count(value)), default=1),
+        stream=bool(call.params.get("stream") or call.params.get("streaming")),
+        attempts_seen=_no_retries(call),
+        cache_writes=_cache_writes(call.provider, walk.writes),
+        context=_context(call),
+        bounded=not any(any(call.everywhere(name)) for name in _UNBOUNDED),
+        unpriced="audio output" if _speaks(call) else None,
     )
 
 
-def _output_cap(params: Mapping[str, Any], metadata: Mapping[str, Any]) -> int | None:
-    for value in (*(params.get(name) for name in _CAPS), metadata.get("ls_max_tokens")):
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return None
+def _output_cap(call: Described) -> int | None:
+    caps = [value for name in _CAPS for value in call.everywhere(name) if _is_count(value)]
+    told = call.metadata.get("ls_max_tokens")
+    return max(caps, default=told if _is_count(told) else None)
 
 
-def _no_retries(params: Mapping[str, Any], serialized: Mapping[str, Any]) -> bool:
-    kwargs = serialized.get("kwargs") or {}
-    return bool(params.get("max_retries", kwargs.get("max_retries")) == 0)
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _no_retries(call: Described) -> bool:
+    retries = call.everywhere("max_retries")
+    return bool(retries) and not any(retries)
+
+
+def _speaks(call: Described) -> bool:
+    return any("audio" in value for value in call.everywhere("modalities")) or bool(call.everywhere("audio"))
 
 
 def _cache_writes(provider: str | None, asked: CacheWrites) -> CacheWrites:
@@ -89,20 +129,20 @@ def _cache_writes(provider: str | None, asked: CacheWrites) -> CacheWrites:
     return asked if provider in ("anthropic", "aws") or asked == "1h" else "5m"
 
 
-def _context(params: Mapping[str, Any]) -> PriceContext | None:
-    if params.get("speed") == "fast":
+def _context(call: Described) -> PriceContext | None:
+    if "fast" in (*call.everywhere("speed"), *call.everywhere("service_tier")):
         return "fast"
-    tier = params.get("service_tier")
-    if tier in ("flex", "priority", "fast"):
-        named: PriceContext = tier
-        return named
-    return None
+    # Flex may be served at the standard tier, so it is held at that; the answer says which it was.
+    return "priority" if "priority" in call.everywhere("service_tier") else None
 
 
 @cache
+def _profiles(package: str) -> Mapping[str, Any]:
+    return getattr(sys.modules[package], "_PROFILES", None) or {}
+
+
 def _ceiling(model: str | None, provider: str | None) -> int | None:
-    module = sys.modules.get(f"{_PROFILES.get(provider or '', '')}.data._profiles")
-    profiles = getattr(module, "_PROFILES", None)
-    profile = profiles.get(model) if isinstance(profiles, Mapping) else None
+    package = f"{_PROFILES.get(provider or '', '')}.data._profiles"
+    profile = _profiles(package).get(model) if package in sys.modules and model is not None else None
     most = profile.get("max_output_tokens") if isinstance(profile, Mapping) else None
     return most if isinstance(most, int) and most > 0 else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, Generation, LLMResult
@@ -48,6 +48,21 @@ def read_usage(message: BaseMessage | None) -> Usage | None:
     if not raw or not (raw.get("input_tokens") or raw.get("output_tokens")):
         return None
     return normalise(raw)
+
+
+def read_text_usage(result: LLMResult | None) -> Usage | None:
+    """The usage of a text model, which stands beside its answer and has OpenAI's names."""
+    raw = ((result.llm_output if result is not None else None) or {}).get("token_usage")
+    if not isinstance(raw, Mapping) or message_of(result) is not None or not raw.get("prompt_tokens"):
+        return None
+    return Usage(_count(raw, "prompt_tokens"), _count(raw, "completion_tokens"))
+
+
+def tells_ttl(message: BaseMessage | None) -> bool:
+    """The usage splits cache writes by how long they last."""
+    raw = message.usage_metadata if isinstance(message, AIMessage) else None
+    details: Mapping[str, Any] = (raw.get("input_token_details") or {}) if raw else {}
+    return bool(details.get("ephemeral_5m_input_tokens") or details.get("ephemeral_1h_input_tokens"))
 
 
 def normalise(raw: Mapping[str, Any]) -> Usage:
@@ -98,12 +113,14 @@ def read_response(result: LLMResult | None, message: BaseMessage | None) -> Resp
     )
 
 
-def _context(message: BaseMessage | None, metadata: Mapping[str, Any]) -> PriceContext | None:
+def _context(message: BaseMessage | None, metadata: Mapping[str, Any]) -> PriceContext | Literal["standard"] | None:
     raw = message.usage_metadata if isinstance(message, AIMessage) else None
     named = metadata.get("service_tier")
     if named in ("flex", "priority", "fast"):
         tier: PriceContext = named
         return tier
+    if named in ("default", "standard"):
+        return "standard"
     return service_tier(raw.get("input_token_details") or {}) if raw else None
 
 

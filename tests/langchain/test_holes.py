@@ -1,0 +1,326 @@
+"""Holes an adversarial reading found, each once a way past the cap or out of the books."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
+from langchain_core.outputs import ChatGeneration, Generation, LLMResult
+from langchain_core.tools import tool
+
+from runcap.guardrails import (
+    Budget,
+    BudgetExceeded,
+    CallEnded,
+    CallStarted,
+    Guard,
+    PriceBook,
+    RunStopped,
+    UnpricedModel,
+)
+from runcap.guardrails.estimate import Measured
+from runcap.guardrails.testing import Reply
+from runcap.integrations.langchain import BudgetCallbackHandler
+from runcap.integrations.langchain.messages import Walk, Walks, base_size, measure
+from runcap.integrations.langchain.request import Described, describe
+
+from .conftest import LOOK_UP, USER, Serve, Watch, looping, openai, said
+
+BASE = base_size("gpt-4o", "openai", {})
+
+
+def walk_of(*messages: Any) -> Walk:
+    return Walks().walk(BASE, messages, Measured())
+
+
+def described(params: dict[str, Any], constructor: dict[str, Any] | None = None) -> Any:
+    call = Described({"kwargs": constructor or {}}, params, {"ls_provider": "openai", "ls_model_name": "gpt-4o"})
+    return describe(call, walk_of(HumanMessage("hi")), call_id="c", parent_id=None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bound": {"max_tokens": 8_000}},
+        {"called": {"max_tokens": 8_000}},
+        {"made": {"extra_body": {"max_completion_tokens": 8_000}}},
+    ],
+)
+def test_the_largest_output_cap_anywhere_counts(serve: Serve, options: dict[str, Any]) -> None:
+    provider = serve(Reply(output_tokens=8_000))
+    watch = Watch(usd="0.02")
+    model = openai(provider, max_tokens=10, **options.get("made", {}))
+    with pytest.raises(BudgetExceeded, match="max_tokens is 8,000"):
+        model.bind(**options.get("bound", {})).invoke("hi", watch.config, **options.get("called", {}))
+    assert provider.cost_usd == 0
+
+
+def test_many_choices_multiply_however_they_are_named() -> None:
+    assert described({"n": 3}).choices == 3
+    assert described({}, {"best_of": 10}).choices == 10
+    assert described({"model_kwargs": {"n": 4}}).choices == 4
+
+
+@pytest.mark.parametrize(
+    ("params", "constructor"),
+    [
+        ({}, {"use_previous_response_id": True}),
+        ({"extra_body": {"previous_response_id": "r1"}}, {}),
+        ({"model_kwargs": {"prompt": {"id": "p1"}}}, {}),
+        ({}, {"mcp_servers": [{"url": "x"}]}),
+        ({}, {"container": {"skills": []}}),
+        ({}, {"inference_geo": "us"}),
+    ],
+)
+def test_state_and_features_on_the_servers_side_are_not_bounded(params: Any, constructor: Any) -> None:
+    assert not described(params, constructor).bounded
+    assert described({}, {}).bounded
+
+
+def test_audio_output_has_no_known_price_and_is_refused_under_dollars(serve: Serve) -> None:
+    provider = serve(Reply(text="ok"))
+    watch = Watch(usd=1)
+    with pytest.raises(UnpricedModel, match="audio output"):
+        openai(provider, model_kwargs={"modalities": ["text", "audio"]}).invoke("hi", watch.config)
+    assert provider.received == 0
+
+
+def test_a_price_of_ones_own_stands_for_the_dated_name_too(serve: Serve) -> None:
+    provider = serve(Reply(input_tokens=100, output_tokens=100, model="gpt-4o-2024-08-06"))
+    book = PriceBook({"gpt-4o": {"input": "10", "output": "40"}})
+    guard = Guard(Budget(usd=1), prices=book, sinks=())
+    openai(provider).invoke("hi", {"callbacks": [BudgetCallbackHandler(guard)]})
+    assert guard.default_run.spent_usd == Decimal("0.005")
+
+
+def test_a_time_out_in_a_fallback_is_not_taken_for_the_first_models_refused_connection(serve: Serve) -> None:
+    down = serve(Reply())
+    primary = openai(down)
+    down.__exit__(None, None, None)
+    provider = serve(Reply(output_tokens=100, hang_up="before"))
+    watch = Watch(usd=1)
+    with pytest.raises(Exception, match=r"(?i)connection|disconnect"):
+        try:
+            primary.invoke("hi", watch.config)
+        except Exception:  # noqa: BLE001 - as hand-written fallbacks do
+            openai(provider).invoke("hi", watch.config)
+    assert [end.state for end in watch.recorder.of(CallEnded)] == ["released", "unknown"]
+
+
+def _told(watch: Watch, message: AIMessage, *, prompt: Any = "hi", provider: str = "anthropic") -> UUID:
+    """Tell the handler of one call that ended with this message."""
+    call = uuid4()
+    model = "claude-sonnet-5" if provider == "anthropic" else "gpt-4o"
+    watch.handler.on_chat_model_start(
+        {"kwargs": {"max_retries": 0}},
+        [[HumanMessage(prompt)]],
+        run_id=call,
+        metadata={"ls_provider": provider},
+        invocation_params={"model": model, "max_tokens": 100},
+    )
+    watch.handler.on_llm_end(LLMResult(generations=[[ChatGeneration(message=message)]]), run_id=call)
+    return call
+
+
+def test_a_stream_that_reports_output_alone_is_charged_for_its_prompt() -> None:
+    watch = Watch(usd=1)
+    usage: Any = {"input_tokens": 0, "output_tokens": 10, "total_tokens": 10}
+    _told(watch, AIMessageChunk(content="ok", usage_metadata=usage), prompt="word " * 2_000)
+    end = watch.recorder.of(CallEnded)[0]
+    assert end.state == "unknown"
+    assert end.usage is not None
+    assert (end.usage.input_tokens > 2_000, end.usage.output_tokens) == (True, 10)
+
+
+@pytest.mark.parametrize(
+    ("details", "one_hour"), [({}, 900), ({"ephemeral_5m_input_tokens": 900, "cache_creation": 0}, 0)]
+)
+def test_one_hour_writes_are_inferred_from_the_request_where_the_answer_does_not_say(
+    details: Any, one_hour: int
+) -> None:
+    watch = Watch(usd=1)
+    block = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    usage: Any = {"input_tokens": 1000, "output_tokens": 5, "total_tokens": 1005}
+    usage["input_token_details"] = {"cache_creation": 900} | details
+    _told(watch, AIMessage("ok", usage_metadata=usage), prompt=[block])
+    assert watch.guard.default_run.usage.cache_write_1h_tokens == one_hour
+
+
+@pytest.mark.parametrize(
+    ("asked", "served", "cost"), [("priority", "default", "0.0025"), ("flex", "default", "0.0025")]
+)
+def test_a_call_is_charged_at_the_tier_it_was_served_at(asked: str, served: str, cost: str) -> None:
+    watch = Watch(usd=1)
+    usage: Any = {"input_tokens": 1000, "output_tokens": 0, "total_tokens": 1000}
+    message = AIMessage("", usage_metadata=usage, response_metadata={"service_tier": served})
+    call = uuid4()
+    params = {"model": "gpt-4o", "max_tokens": 100, "service_tier": asked}
+    start = watch.handler.on_chat_model_start
+    start({}, [[HumanMessage("hi")]], run_id=call, metadata={"ls_provider": "openai"}, invocation_params=params)
+    watch.handler.on_llm_end(LLMResult(generations=[[ChatGeneration(message=message)]]), run_id=call)
+    assert watch.guard.default_run.spent_usd == Decimal(cost)
+
+
+def test_text_models_report_their_usage_beside_the_answer() -> None:
+    watch = Watch(usd=1)
+    call = uuid4()
+    params = {"model": "gpt-3.5-turbo-instruct", "max_tokens": 10}
+    watch.handler.on_llm_start({}, ["hi"], run_id=call, metadata={"ls_provider": "openai"}, invocation_params=params)
+    told = {"token_usage": {"prompt_tokens": 5, "completion_tokens": 7}}
+    watch.handler.on_llm_end(LLMResult(generations=[[Generation(text="ok")]], llm_output=told), run_id=call)
+    assert watch.guard.default_run.usage.total_tokens == 12
+
+
+def test_calls_cut_off_midway_are_sent_again_and_counted() -> None:
+    cut: Any = {"name": "run", "args": "x" * 500, "id": "c1", "error": "cut", "type": "invalid_tool_call"}
+    other = cut | {"args": "y" * 500}
+    one, two = AIMessage("", invalid_tool_calls=[cut]), AIMessage("", invalid_tool_calls=[other])
+    assert measure(one).prompt.ascii_bytes > 500
+    assert measure(one).digest != measure(two).digest
+    raw = AIMessage("", additional_kwargs={"tool_calls": [{"function": {"arguments": "z" * 500}}]})
+    raw.tool_calls, raw.invalid_tool_calls = [], []
+    assert measure(raw).prompt.ascii_bytes > 500
+
+
+def test_the_larger_copy_of_a_tool_call_counts() -> None:
+    blocks: Any = [{"type": "tool_use", "id": "c1", "name": "run", "input": {}}]
+    edited: Any = [{"name": "run", "args": {"code": "x" * 500}, "id": "c1"}]
+    assert measure(AIMessage(blocks, tool_calls=edited)).prompt.ascii_bytes > 500
+
+
+@pytest.mark.parametrize("edit", ["append", "block", "args"])
+def test_messages_edited_in_place_are_measured_again(edit: str) -> None:
+    human = HumanMessage([{"type": "text", "text": "hi"}])
+    answer = AIMessage("", tool_calls=[{"name": "f", "args": {"q": "x"}, "id": "c1"}])
+    history = [human, answer, ToolMessage("r", tool_call_id="c1")]
+    measured, walks = Measured(), Walks()
+    measured.put(walks.walk(BASE, history, measured).end, 10)
+    content: Any = human.content
+    if edit == "append":
+        content.append({"type": "text", "text": "more " * 100})
+    elif edit == "block":
+        content[0]["text"] = "more " * 100
+    else:
+        answer.tool_calls[0]["args"]["q"] = "more " * 100
+    walk = walks.walk(BASE, history, measured)
+    assert walk.prompt.measured == 0
+    assert walk.prompt.ascii_bytes > 500
+
+
+def test_what_is_no_json_is_measured_all_the_same(serve: Serve) -> None:
+    provider = serve(Reply(text="ok"))
+    watch = Watch(steps=5)
+    openai(provider, extra_body={"a": {1: 2, "b": 3}}).invoke("hi", watch.config)
+    loop: dict[str, Any] = {}
+    loop["self"] = loop
+    FakeListChatModel(responses=["ok"]).invoke([HumanMessage("hi", additional_kwargs={"loop": loop})], watch.config)
+    assert watch.guard.default_run.steps == 2
+
+
+def test_a_run_made_inside_a_tool_spends_from_the_agent_around_it(serve: Serve) -> None:
+    provider = serve(looping())
+    watch = Watch(steps=5)
+    model = openai(provider)
+
+    @tool("look_up")
+    def inner(query: str) -> str:
+        """Ask a model for ever, in a run of its own."""
+        with watch.guard.run(task="inner"):
+            while True:
+                model.invoke(query, watch.config)
+
+    with pytest.raises(BudgetExceeded):
+        create_agent(model, [inner]).invoke(USER, watch.config)
+    assert provider.received == 5
+    watch.idle()
+
+
+async def test_a_stream_read_by_one_task_a_chunk_is_not_reaped(serve: Serve) -> None:
+    provider = serve(Reply(text="word " * 50, output_tokens=50))
+    watch = Watch(usd=1)
+    stream = openai(provider).astream("hi", watch.config)
+    while True:
+        try:
+            await asyncio.create_task(anext(stream))  # type: ignore[arg-type]
+        except StopAsyncIteration:
+            break
+    assert [end.state for end in watch.recorder.of(CallEnded)] == ["settled"]
+    assert watch.guard.default_run.spent_usd == provider.cost_usd
+    assert watch.guard.default_run.usage.output_tokens == 50
+
+
+def test_a_loop_closed_under_its_calls_leaves_no_hold() -> None:
+    watch = Watch(usd=1)
+    kept: list[Any] = []
+
+    async def call() -> None:
+        kept.append(uuid4())
+        watch.handler.on_chat_model_start(
+            {},
+            [[HumanMessage("hi")]],
+            run_id=kept[0],
+            metadata={"ls_provider": "openai"},
+            invocation_params={"model": "gpt-4o", "max_tokens": 10},
+        )
+        await asyncio.Event().wait()
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(call())
+    loop.call_later(0, loop.stop)
+    loop.run_forever()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.close()
+    assert watch.guard.default_run.held_usd == 0
+    assert watch.guard.default_run.unknown_usd > 0
+    gc.collect()
+
+
+def test_a_call_that_another_guard_refuses_charges_nothing(serve: Serve) -> None:
+    provider = serve(Reply(text="ok"))
+    team, own = Watch(usd=1), Watch(steps=1)
+    config: Any = {"callbacks": [team.handler, own.handler]}
+    openai(provider).invoke("hi", config)
+    for _ in range(3):
+        with pytest.raises(BudgetExceeded):
+            openai(provider).invoke("hi", config)
+    assert team.guard.default_run.spent_usd == provider.cost_usd
+    assert team.guard.default_run.unknown_usd == 0
+    team.idle()
+
+
+def test_a_default_run_that_was_ended_is_followed_by_another(serve: Serve) -> None:
+    provider = serve(Reply(text="ok"))
+    watch = Watch(steps=2)
+    openai(provider).invoke("hi", watch.config)
+    first = watch.handler.last_run
+    first.end()
+    openai(provider).invoke("hi", watch.config)
+    assert watch.handler.last_run is not first
+    assert (first.steps, watch.handler.last_run.steps) == (1, 1)
+
+
+def test_a_run_stopped_by_its_cap_says_so_once(serve: Serve) -> None:
+    provider = serve(looping())
+    watch = Watch(steps=2)
+    with watch.guard.run() as run:
+        for _ in range(2):
+            with pytest.raises(BudgetExceeded):
+                create_agent(openai(provider), [LOOK_UP]).invoke(said([("user", "x")]), watch.config)
+    assert [(event.run.id, event.reason) for event in watch.recorder.of(RunStopped)] == [(run.id, "cap:steps")]
+
+
+def test_a_run_id_given_twice_is_two_calls(serve: Serve) -> None:
+    provider = serve(Reply(text="ok"))
+    watch = Watch(steps=5)
+    config = watch.config | {"run_id": uuid4()}
+    for _ in range(2):
+        again: Any = dict(config)
+        openai(provider).invoke("hi", again)
+    assert watch.guard.default_run.steps == len(watch.recorder.of(CallStarted)) == 2
