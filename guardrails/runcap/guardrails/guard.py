@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -200,6 +201,10 @@ class Guard:
         try:
             prepared = self._prepare(request, run)
             grant = await adrive(self._admission(request, run, prepared[0]), self.ledger)
+        except asyncio.CancelledError:
+            # It may have landed, or land yet: a release frees it, or leaves a tombstone for it to land on.
+            await asyncio.shield(self.ledger.arelease(request.call_id))
+            raise
         except Refused as refused:
             raise self._refused(request.call_id, request.parent_id, run, refused, request) from refused.__cause__
         return self._permit(request, run, prepared, grant)
