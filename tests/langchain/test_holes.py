@@ -84,6 +84,11 @@ def test_state_and_features_on_the_servers_side_are_not_bounded(params: Any, con
     assert described({}, {}).bounded
 
 
+def test_the_models_ceiling_bounds_an_absurd_cap_unless_a_beta_raises_it() -> None:
+    assert described({"max_tokens": 999_999_999}).output_ceiling == 16_384
+    assert described({"max_tokens": 999_999_999, "betas": ["output-128k"]}).output_ceiling is None
+
+
 def test_audio_output_has_no_known_price_and_is_refused_under_dollars(serve: Serve) -> None:
     provider = serve(Reply(text="ok"))
     watch = Watch(usd=1)

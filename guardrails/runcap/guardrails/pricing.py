@@ -260,7 +260,9 @@ def _compile(name: str, price: ModelPrice) -> RateCard:
     }
     starts = {tier.start for value in keys.values() if isinstance(value, TieredPrices) for tier in value.tiers}
     per_request = price.requests_kcount
-    fixed = Decimal(0) if per_request is None or isinstance(per_request, TieredPrices) else per_request / 1000
+    if isinstance(per_request, TieredPrices):
+        per_request = max(per_request.base, *(tier.price for tier in per_request.tiers))
+    fixed = Decimal(0) if per_request is None else per_request / 1000
     tiers = tuple(
         Tier(start, Rates.per_million(**{key: _in_tier(value, start) for key, value in keys.items()}))
         for start in sorted({0} | starts)

@@ -42,7 +42,8 @@ def setup_otlp(
         RuntimeError: a global tracer provider is set already; add a span processor to it, or pass
             `set_global=False` and hand the result to `OTelSink(tracer_provider=...)`.
     """
-    chosen = protocol or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
+    told = (os.environ.get(f"OTEL_EXPORTER_OTLP_{signal}PROTOCOL") for signal in ("TRACES_", ""))
+    chosen = protocol or next(filter(None, told), "grpc")
     if chosen not in ("grpc", "http/protobuf"):
         raise ValueError(f'protocol must be "grpc" or "http/protobuf", got {chosen!r}')
     if endpoint is not None and not _is_url(endpoint):

@@ -94,7 +94,7 @@ def describe(call: Described, walk: Walk, *, call_id: str, parent_id: str | None
         provider=call.provider,
         prompt=walk.prompt,
         output_cap=_output_cap(call),
-        output_ceiling=_ceiling(call.model, call.provider),
+        output_ceiling=None if _is_beta(call) else _ceiling(call.model, call.provider),
         choices=max((value for name in _CHOICES for value in call.everywhere(name) if _is_count(value)), default=1),
         stream=bool(call.params.get("stream") or call.params.get("streaming")),
         attempts_seen=_no_retries(call),
@@ -118,6 +118,11 @@ def _is_count(value: object) -> bool:
 def _no_retries(call: Described) -> bool:
     retries = call.everywhere("max_retries")
     return bool(retries) and not any(retries)
+
+
+def _is_beta(call: Described) -> bool:
+    # Beta features raise a model's output beyond what its profile says.
+    return any(any(call.everywhere(name)) for name in ("betas", "extra_headers", "default_headers"))
 
 
 def _speaks(call: Described) -> bool:
