@@ -56,8 +56,12 @@ def check(tap: OtelTap | Downstream, printed: str) -> None:
     assert total == cost == Decimal(str(root["attributes"]["runcap.total.cost_usd"]))
     assert root["status"]["code"] == 2
     assert root["attributes"]["error.type"] == "BudgetExceeded"
-    assert [event["name"] for event in root["events"]] == ["runcap.budget.warned", "runcap.refused"]
-    assert root["events"][1]["runcap.refused.cap"] == 0.02
+    assert [event["name"] for event in root["events"]] == [
+        "runcap.budget.warned",
+        "runcap.run.stopped",
+        "runcap.refused",
+    ]
+    assert root["events"][2]["runcap.refused.cap"] == 0.02
     assert "Lisbon" not in str(spans)
 
 

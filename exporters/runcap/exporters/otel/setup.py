@@ -42,8 +42,7 @@ def setup_otlp(
         RuntimeError: a global tracer provider is set already; add a span processor to it, or pass
             `set_global=False` and hand the result to `OTelSink(tracer_provider=...)`.
     """
-    told = (os.environ.get(f"OTEL_EXPORTER_OTLP_{signal}PROTOCOL") for signal in ("TRACES_", ""))
-    chosen = protocol or next(filter(None, told), "grpc")
+    chosen = protocol or _told("TRACES_PROTOCOL") or _told("PROTOCOL") or "grpc"
     if chosen not in ("grpc", "http/protobuf"):
         raise ValueError(f'protocol must be "grpc" or "http/protobuf", got {chosen!r}')
     if endpoint is not None and not _is_url(endpoint):
@@ -59,6 +58,10 @@ def setup_otlp(
     if set_global:
         trace.set_tracer_provider(provider)
     return provider
+
+
+def _told(name: str) -> str | None:
+    return os.environ.get(f"OTEL_EXPORTER_OTLP_{name}")
 
 
 def _is_url(endpoint: object) -> bool:
