@@ -329,3 +329,24 @@ def test_a_run_id_given_twice_is_two_calls(serve: Serve) -> None:
         again: Any = dict(config)
         openai(provider).invoke("hi", again)
     assert watch.guard.default_run.steps == len(watch.recorder.of(CallStarted)) == 2
+
+
+@pytest.mark.parametrize(("finish", "state"), [({}, "unknown"), ({"finish_reason": "stop"}, "settled")])
+def test_usage_of_a_stream_cut_off_midway_is_not_its_whole_bill(finish: Any, state: str) -> None:
+    """Some providers report running totals with every chunk."""
+    watch = Watch(usd=1)
+    call = uuid4()
+    watch.handler.on_chat_model_start(
+        {},
+        [[HumanMessage("hi")]],
+        run_id=call,
+        metadata={"ls_provider": "openai"},
+        invocation_params={"model": "gpt-4o", "max_tokens": 100},
+    )
+    usage: Any = {"input_tokens": 100, "output_tokens": 10, "total_tokens": 110}
+    message = AIMessageChunk(content="so far", usage_metadata=usage, response_metadata=finish)
+    result = LLMResult(generations=[[ChatGeneration(message=message)]])
+    watch.handler.on_llm_error(GeneratorExit(), run_id=call, response=result)
+    end = watch.recorder.of(CallEnded)[0]
+    assert (end.state, end.cost_usd) == (state, Decimal("0.00035"))
+    assert (end.unknown_nano > 0) == (state == "unknown")

@@ -101,21 +101,21 @@ class Permit:
         *,
         response: Response = _NOTHING,
         answer_bytes: int = 0,
-        output_tokens: int | None = None,
+        partial: Usage | None = None,
         prompt_billed: bool = True,
     ) -> bool:
-        """No usage will come: charge what was seen and the prompt's expected cost; the rest of the hold is unknown.
+        """No full usage will come: charge what was seen and the prompt's expected cost; the rest is unknown.
 
         Args:
             error_type: name of the error's type; None where the call ended well but reported no usage.
             response: what the provider said about itself so far.
             answer_bytes: size of an answer that did not come as a stream.
-            output_tokens: the output, where the provider reported that much.
+            partial: what the provider reported so far; without input, the prompt's expected size stands in.
             prompt_billed: False where the provider failed before it did any work (5xx): nothing is charged then.
         """
         if not self._turn("unknown"):
             return False
-        usage = self._likely_usage(answer_bytes, output_tokens) if prompt_billed else Usage()
+        usage = self._likely_usage(answer_bytes, partial) if prompt_billed else Usage()
         nano = None if self._card is None else self._likely_nano(self._card, usage)
         charge = Amounts(nano=nano or 0, tokens=usage.total_tokens)
         unknown = self.grant.amount.held_part().minus(charge).at_least_zero()
@@ -146,9 +146,11 @@ class Permit:
         self._state = state
         return True
 
-    def _likely_usage(self, answer_bytes: int, output_tokens: int | None) -> Usage:
+    def _likely_usage(self, answer_bytes: int, partial: Usage | None) -> Usage:
+        if partial is not None and partial.input_tokens:
+            return partial
         seen = expected_tokens(self._seen_bytes or answer_bytes, self.request.provider)
-        answer = seen if output_tokens is None else output_tokens
+        answer = seen if partial is None else partial.output_tokens
         most = self.estimate.output_most
         return Usage(self.estimate.input_expected, answer if most is None else min(answer, most))
 

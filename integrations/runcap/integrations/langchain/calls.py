@@ -103,7 +103,7 @@ class Calls:
             permit.settle(usage, told)
         elif usage is not None:
             # Claude's streams may report the output alone, and LangChain drops what they said of the input.
-            permit.abandon(response=told, output_tokens=usage.output_tokens)
+            permit.abandon(response=told, partial=usage)
         else:
             answer = message.text if message is not None else text_of(result)
             permit.abandon(response=told, answer_bytes=size_of(answer))
@@ -116,12 +116,12 @@ class Calls:
         kind, bill = type(error).__name__, billing(error)
         message = message_of(result)
         told, usage = read_response(result, message), self._usage(permit, result, message)
-        if usage is not None and usage.input_tokens:
-            permit.settle(usage, told, error_type=kind)
+        if usage is not None and usage.input_tokens and told.finish_reasons:
+            permit.settle(usage, told, error_type=kind)  # the answer was whole; its reader failed
         elif bill == "never" and not permit.streamed:
             permit.release(kind)
         else:
-            permit.abandon(kind, response=told, prompt_billed=bill != "failed")
+            permit.abandon(kind, response=told, partial=usage, prompt_billed=bill != "failed")
 
     def _usage(self, permit: Permit, result: LLMResult | None, message: BaseMessage | None) -> Usage | None:
         usage = read_usage(message) or read_text_usage(result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -42,6 +42,13 @@ class Described:
     serialized: Mapping[str, Any]
     params: Mapping[str, Any]
     metadata: Mapping[str, Any]
+    _places: tuple[Mapping[str, Any], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        made = self.serialized.get("kwargs") or {}
+        nested = (at.get(name) for at in (made, self.params) for name in _NESTED)
+        places = tuple(place for place in (made, self.params, *nested) if place and isinstance(place, Mapping))
+        object.__setattr__(self, "_places", places)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -55,9 +62,7 @@ class Described:
 
     def everywhere(self, name: str) -> list[Any]:
         """Every value a setting has, wherever it stands."""
-        kwargs = self.serialized.get("kwargs") or {}
-        places = (kwargs, self.params, *(at.get(key) for at in (kwargs, self.params) for key in _NESTED))
-        return [place[name] for place in places if isinstance(place, Mapping) and place.get(name) is not None]
+        return [place[name] for place in self._places if place.get(name) is not None]
 
     @property
     def model(self) -> str | None:
