@@ -24,7 +24,7 @@ def test_lines_for_calls_warnings_refusals_and_ends(capsys: pytest.CaptureFixtur
             output_ceiling=None,
         )
 
-    with guard.run(run="refund") as run, pytest.raises(BudgetExceeded):
+    with guard.run(budget=None, run="refund", **{"cost center=": "x"}) as run, pytest.raises(BudgetExceeded):
         for number in range(3):
             guard.admit(request(number)).settle(Usage(0, 900))
         guard.admit_tool("t")

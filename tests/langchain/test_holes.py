@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
+import threading
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from langchain.agents import create_agent
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, Generation, LLMResult
@@ -350,3 +353,106 @@ def test_usage_of_a_stream_cut_off_midway_is_not_its_whole_bill(finish: Any, sta
     end = watch.recorder.of(CallEnded)[0]
     assert (end.state, end.cost_usd) == (state, Decimal("0.00035"))
     assert (end.unknown_nano > 0) == (state == "unknown")
+
+
+def test_a_cap_given_to_the_invocation_replaces_the_constructors() -> None:
+    assert described({"max_tokens": 100}, {"max_tokens": 128_000}).output_cap == 100
+    assert described({"max_completion_tokens": 10, "max_tokens": 100}, {"max_tokens": 10}).output_cap == 100
+
+
+def test_a_run_made_in_a_tool_outside_any_agent_is_a_run_of_its_own(serve: Serve) -> None:
+    provider = serve(Reply(text="ok"))
+    watch = Watch(steps=1)
+
+    @tool
+    def alone(query: str) -> str:
+        """Ask in a run of its own."""
+        with watch.guard.run() as run:
+            openai(provider).invoke(query, watch.config)
+            assert run.parent is None
+        return "done"
+
+    for _ in range(2):
+        assert alone.invoke({"query": "x"}, watch.config) == "done"
+
+
+def test_handlers_come_and_go_without_a_trace() -> None:
+    guard = Guard(Budget(steps=1), sinks=())
+    for _ in range(50):
+        BudgetCallbackHandler(guard)
+    gc.collect()
+    BudgetCallbackHandler(guard)
+    gc.collect()
+    assert len(guard._locators) <= 2
+
+
+def test_deployments_are_priced_by_the_name_in_the_answer_where_no_price_is_needed(serve: Serve) -> None:
+    provider = serve(Reply(input_tokens=1000, output_tokens=0, text="x", model="gpt-4o-2024-08-06"))
+    watch = Watch(steps=5)
+    openai(provider, model="my-deployment").invoke("hi", watch.config)
+    assert watch.guard.default_run.spent_usd == Decimal("0.0025")
+
+
+def test_partial_usage_never_hides_what_was_seen() -> None:
+    watch = Watch(usd=1)
+    call = uuid4()
+    params = {"model": "gpt-4o", "max_tokens": 1000}
+    start = watch.handler.on_chat_model_start
+    start({}, [[HumanMessage("hi")]], run_id=call, metadata={"ls_provider": "openai"}, invocation_params=params)
+    watch.handler.on_llm_new_token("word " * 200, run_id=call)
+    usage: Any = {"input_tokens": 20, "output_tokens": 1, "total_tokens": 21}
+    message = AIMessageChunk(content="so far", usage_metadata=usage)
+    result = LLMResult(generations=[[ChatGeneration(message=message)]])
+    watch.handler.on_llm_error(GeneratorExit(), run_id=call, response=result)
+    assert watch.guard.default_run.usage.output_tokens == 300
+
+
+async def test_a_refusal_inside_another_handlers_hook_leaves_the_outer_call_alone(serve: Serve) -> None:
+    provider = serve(Reply(text="ok"))
+    watch = Watch(steps=1)
+    watch.guard.admit_tool("t")
+    heard: list[str] = []
+
+    class Audit(AsyncCallbackHandler):
+        async def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+            heard.append("audit")
+
+    class Moderation(BaseCallbackHandler):
+        run_inline = True
+
+        def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+            for _ in range(2):
+                try:
+                    openai(provider).invoke("is this fine?", watch.config)
+                except BudgetExceeded:
+                    heard.append("refused")
+
+    answer = await openai(provider).ainvoke("hi", {"callbacks": [Audit(), Moderation(), Audit()]})
+    assert answer.content == "ok"
+    assert heard == ["refused", "audit", "audit"]
+
+
+def test_threads_with_loops_of_their_own_share_a_handler() -> None:
+    """Weak collections that grew while another thread walked them raised RuntimeError into the call."""
+    watch = Watch(steps=10**6)
+    model = FakeListChatModel(responses=["x"])
+    switch = sys.getswitchinterval()
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        for _ in range(15):
+            try:
+                asyncio.run(model.ainvoke("hi", watch.config))
+            except Exception as error:  # noqa: BLE001 - whatever it is
+                failed.append(error)
+
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(switch)
+    assert not failed

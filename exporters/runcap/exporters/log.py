@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TextIO
 
@@ -35,7 +36,9 @@ class LogSink:
 
     def __call__(self, event: Event) -> None:
         """Log one event."""
-        log = self._log.bind(run=event.run.id, **{f"tag.{name}": value for name, value in event.run.tags.items()})
+        log = self._log.bind(
+            run=event.run.id, **{f"tag.{_plain(name)}": value for name, value in event.run.tags.items()}
+        )
         match event:
             case CallEnded():
                 cost = None if event.cost_nano is None else show_usd(event.cost_nano)
@@ -56,6 +59,11 @@ class LogSink:
                 log.info("run ended", spent=show_usd(spent.nano), steps=spent.steps, verdict=event.verdict)
             case _:
                 pass
+
+
+def _plain(name: str) -> str:
+    """A tag's name as a key of a log line, which has no spaces, quotes or equals signs."""
+    return re.sub(r"[\s=\"]", "_", name)
 
 
 def _default_logger(stream: TextIO) -> structlog.typing.FilteringBoundLogger:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
+from weakref import WeakMethod
 
 from .admission import Steps, admit, adrive, drive
 from .amounts import Amounts
@@ -77,7 +78,7 @@ class Guard:
         self._naming = threading.RLock()  # a finalizer may end a run in the middle of naming another
         self._default: Run | None = None
         self._said: dict[str, object] = {}
-        self._locators: list[Callable[[], Run | None]] = []
+        self._locators: list[WeakMethod[Callable[[], Run | None]]] = []
         self.prices.warm()
 
     # Runs
@@ -144,7 +145,8 @@ class Guard:
         Raises:
             BudgetExceeded: it would be the default run, and the guard was made with `unscoped="refuse"`.
         """
-        run = run if run is not None and not run.ended else self.current_run()
+        alive = (outer for outer in (run.outward() if run is not None else ()) if not outer.ended)
+        run = next(alive, None) or self.current_run()
         if run is not None:
             return run
         if self._unscoped == "share":
@@ -160,7 +162,8 @@ class Guard:
 
     def add_locator(self, locate: Callable[[], Run | None]) -> None:
         """For adapters: how to find the run of the agent or tool that is running in this context, if any."""
-        self._locators.append(locate)
+        # Weakly: handlers come and go with requests, the guard stays.
+        self._locators = [*(known for known in self._locators if known() is not None), WeakMethod(locate)]
 
     def opened(self, run: Run) -> None:
         """A run began."""
@@ -250,8 +253,8 @@ class Guard:
     # Inside
 
     def _located(self) -> Run | None:
-        found = (locate() for locate in self._locators)
-        return next((run for run in found if run is not None and not run.ended), None)
+        found = (locate() for known in self._locators if (locate := known()) is not None)
+        return next((run for run in found if run is not None and not run.ended and run is not self._default), None)
 
     def _prepare(self, request: Request, run: Run) -> tuple[Estimate, RateCard | None]:
         self._check_clock(run, request.model)
@@ -355,8 +358,13 @@ class Guard:
 def _hints(refused: Refused, *, shared: bool, request: Request | None) -> Iterator[str]:
     """What is worth saying about the cause, beyond the numbers."""
     details = refused.details
-    if details.unit in ("usd", "tokens") and not details.spent and request is not None and request.output_cap:
-        yield f"Nothing was spent yet: this call alone may exceed the cap; its max_tokens is {request.output_cap:,}"
+    if (
+        details.unit in ("usd", "tokens")
+        and details.needed > details.cap
+        and request is not None
+        and request.output_cap
+    ):
+        yield f"This call alone may exceed the cap; its max_tokens is {request.output_cap:,}"
     if details.unknown > details.spent:
         yield "Most of it is unknown: calls were cut off, or reported no usage (see ChatOpenAI(stream_usage=True))"
     if shared and isinstance(refused, BudgetExceeded):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable
 from weakref import WeakKeyDictionary, WeakSet
@@ -24,7 +25,8 @@ class InFlight:
         self._tasks: WeakKeyDictionary[asyncio.Task[object], set[str]] = WeakKeyDictionary()
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, set[str]] = WeakKeyDictionary()
         self._deferred: deque[Callable[[], None]] = deque()
-        _every.add(self)
+        with _adding:
+            _every.add(self)
 
     def __len__(self) -> int:
         return max(len(self._permits), len(self._claims))
@@ -71,11 +73,12 @@ class InFlight:
             return
         if task is None:
             return
-        if task not in self._tasks:
-            self._tasks[task] = set()
-            task.add_done_callback(self._task_done)
-        loop = task.get_loop()
-        for calls in (self._tasks[task], self._loops.setdefault(loop, set())):
+        with _adding:
+            if task not in self._tasks:
+                self._tasks[task] = set()
+                task.add_done_callback(self._task_done)
+            both = (self._tasks[task], self._loops.setdefault(task.get_loop(), set()))
+        for calls in both:
             calls.difference_update([one for one in tuple(calls) if one not in self._permits])
             calls.add(permit.call_id)
 
@@ -85,10 +88,10 @@ class InFlight:
 
     def drain(self) -> None:
         """Do what finalizers left, and end the calls of loops that were closed under them."""
-        for loop in tuple(self._loops):
-            if loop.is_closed():
-                for call_id in self._loops.pop(loop, ()):
-                    self.reap(call_id)
+        with _adding:
+            closed = [self._loops.pop(loop) for loop in list(self._loops) if loop.is_closed()]
+        for call_id in (call_id for calls in closed for call_id in calls):
+            self.reap(call_id)
         while self._deferred:
             try:
                 action = self._deferred.popleft()
@@ -105,11 +108,14 @@ class InFlight:
 
 
 _every: WeakSet[InFlight] = WeakSet()
+_adding = threading.RLock()  # weak collections may not grow while another thread walks them
 
 
 def release_everywhere(call_id: str) -> None:
     """A guard refuses a call that others have admitted already: it will not be made, so they charge nothing."""
-    for calls in tuple(_every):
+    with _adding:
+        every = list(_every)
+    for calls in every:
         permit = calls.get(call_id)
         if permit is not None:
             permit.release("Refused")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .admission import Settle, Steps, drive
@@ -147,12 +148,11 @@ class Permit:
         return True
 
     def _likely_usage(self, answer_bytes: int, partial: Usage | None) -> Usage:
-        if partial is not None and partial.input_tokens:
-            return partial
+        told = partial if partial is not None else Usage()
         seen = expected_tokens(self._seen_bytes or answer_bytes, self.request.provider)
-        answer = seen if partial is None else partial.output_tokens
         most = self.estimate.output_most
-        return Usage(self.estimate.input_expected, answer if most is None else min(answer, most))
+        answer = max(told.output_tokens, seen if most is None else min(seen, most))
+        return replace(told, input_tokens=told.input_tokens or self.estimate.input_expected, output_tokens=answer)
 
     def _likely_nano(self, card: RateCard, usage: Usage) -> int:
         # An estimate never says that a hard call cost more than it can.
@@ -168,9 +168,9 @@ class Permit:
         model = response.model or request.model
         context = request.context if response.context is None else response.context
         context = None if context == "standard" else context
-        if model is None or card is None or (model == request.model and context == request.context):
+        if model is None or (model == request.model and context == request.context):
             return card
-        if card.source == OVERRIDE and not self._guard.prices.overrides(model, request.provider):
+        if card is not None and card.source == OVERRIDE and not self._guard.prices.overrides(model, request.provider):
             return card  # providers answer with a dated name of the same model: the user's price stands
         try:
             told = self._guard.prices.card(model, provider=request.provider, context=context)

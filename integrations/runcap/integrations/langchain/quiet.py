@@ -6,12 +6,13 @@ import logging
 import sys
 from collections.abc import Coroutine
 
-from langchain_core.callbacks import AsyncCallbackManager
+from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
 
 from runcap.guardrails.errors import Refused
 
 _MANAGER = logging.getLogger("langchain_core.callbacks.manager")
 _STARTS = frozenset({AsyncCallbackManager.on_chat_model_start.__code__, AsyncCallbackManager.on_llm_start.__code__})
+_SYNC_STARTS = frozenset({CallbackManager.on_chat_model_start.__code__, CallbackManager.on_llm_start.__code__})
 _PENDING = ("inline_tasks", "non_inline_tasks")
 
 
@@ -47,6 +48,8 @@ def close_pending() -> None:
     frame = sys._getframe(1)  # noqa: SLF001 - the coroutines are nowhere else to be had
     while frame.f_back is not None:
         frame = frame.f_back
+        if frame.f_code in _SYNC_STARTS:
+            return  # a sync call, perhaps inside another call's hook: those others are not dropped
         if frame.f_code in _STARTS:
             for name in _PENDING:
                 for pending in frame.f_locals.get(name) or ():

@@ -64,6 +64,12 @@ class Described:
         """Every value a setting has, wherever it stands."""
         return [place[name] for place in self._places if place.get(name) is not None]
 
+    def sent(self, name: str) -> list[Any]:
+        """The values a setting may be sent with: one given to the invocation replaces the constructor's."""
+        values = self.everywhere(name)
+        made = (self.serialized.get("kwargs") or {}).get(name)
+        return values[1:] if made is not None and self.params.get(name) is not None else values
+
     @property
     def model(self) -> str | None:
         """The model asked for."""
@@ -86,7 +92,7 @@ _NESTED = ("model_kwargs", "extra_body")
 # Settings that let a request cost more than its own text and caps say: server-side state, hosted features, surcharges.
 _UNBOUNDED = (
     *("previous_response_id", "use_previous_response_id", "conversation", "prompt", "mcp_servers", "container"),
-    *("context_management", "inference_geo", "web_search_options", "search_parameters", "background"),
+    *("context_management", "inference_geo", "cached_content", "web_search_options", "search_parameters", "background"),
 )
 
 
@@ -111,7 +117,7 @@ def describe(call: Described, walk: Walk, *, call_id: str, parent_id: str | None
 
 
 def _output_cap(call: Described) -> int | None:
-    caps = [value for name in _CAPS for value in call.everywhere(name) if _is_count(value)]
+    caps = [value for name in _CAPS for value in call.sent(name) if _is_count(value)]
     told = call.metadata.get("ls_max_tokens")
     return max(caps, default=told if _is_count(told) else None)
 
