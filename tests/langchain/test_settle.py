@@ -167,7 +167,7 @@ def test_a_time_out_charges_the_prompt_and_holds_the_rest_as_unknown(serve: Serv
     provider = serve(Reply(text="late", gate=gate))
     watch = Watch(usd=1)
     with pytest.raises(Exception, match=r"(?i)timed out"):
-        openai(provider, timeout=0.05).invoke("hi", watch.config)
+        openai(provider, timeout=0.5).invoke("hi", watch.config)
     gate.set()
     run = watch.guard.default_run
     assert ended(watch).state == "unknown"
@@ -267,9 +267,17 @@ async def test_a_call_timed_out_inside_a_task_that_goes_on_is_noticed(serve: Ser
     script = _Arrivals()
     provider = serve(script)
     watch = Watch(usd=1)
+
+    async def expire(limit: asyncio.Timeout) -> None:
+        while not script.arrived.is_set():  # noqa: ASYNC110 - until the request has reached the provider's thread
+            await asyncio.sleep(0.001)
+        limit.reschedule(asyncio.get_running_loop().time())
+
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
+        async with asyncio.timeout(None) as limit:
+            expiry = asyncio.create_task(expire(limit))
             await openai(provider).ainvoke("hi", watch.config)
+    await expiry
     script.gate.set()
     await _settled()
     watch.idle()
