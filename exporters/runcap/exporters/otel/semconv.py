@@ -63,7 +63,6 @@ TOTAL_UNPRICED_CALLS: Final = "runcap.total.unpriced_calls"
 
 EVENT_REFUSED: Final = "runcap.refused"
 EVENT_WARNED: Final = "runcap.budget.warned"
-EVENT_UNKNOWN: Final = "runcap.call.unknown"
 EVENT_STOPPED: Final = "runcap.run.stopped"
 REFUSED_KIND: Final = "runcap.refused.kind"
 REFUSED_UNIT: Final = "runcap.refused.unit"
