@@ -27,7 +27,7 @@ def test_adds_up_and_sums() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "says"),
     [
-        ({"input_tokens": 5, "cache_read_tokens": 4, "cache_write_tokens": 2}, "4 read \\+ 2 written > 5"),
+        ({"input_tokens": 5, "cache_read_tokens": 4, "cache_write_tokens": 2}, "4 read \\+ 2 written \\+ 0 audio > 5"),
         ({"input_tokens": -1}, "must not be negative"),
         ({"input_tokens": 5, "cache_write_tokens": 2, "cache_write_1h_tokens": 3}, "cannot exceed"),
         ({"output_tokens": 5, "reasoning_tokens": 6}, "cannot exceed"),

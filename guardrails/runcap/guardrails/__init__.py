@@ -30,7 +30,7 @@ from .events import (
 )
 from .guard import Guard
 from .ledger import Balance, Ledger, MemoryLedger
-from .pricing import NoPrice, PriceBook, TokenPrice
+from .pricing import NoPrice, PriceBook, PriceContext, PriceLike, TokenPrice
 from .run import Run
 from .usage import Usage
 
@@ -53,6 +53,8 @@ __all__ = [
     "MemoryLedger",
     "NoPrice",
     "PriceBook",
+    "PriceContext",
+    "PriceLike",
     "RefusalDetails",
     "Refused",
     "Run",

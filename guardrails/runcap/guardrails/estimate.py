@@ -57,6 +57,7 @@ class Prompt:
     `measured` tokens were counted by the provider in an earlier call; the bytes, messages (tool schemas count as one
     each) and images are what is new. `normalised_bytes` is the largest of the raw, NFC and NFKC forms. `tools` says
     that tools are offered and their instructions not yet measured.
+    `audio` says that it brings audio, which may have a price of its own.
     `bounded` is False where the request does not bound its input: file ids, URLs, audio, server-side conversation.
     """
 
@@ -67,6 +68,7 @@ class Prompt:
     messages: int = 0
     images: int = 0
     tools: bool = False
+    audio: bool = False
     bounded: bool = True
 
     def most(self, provider: str | None, *, strict: bool = False) -> int:
@@ -129,6 +131,7 @@ def estimate(
     typical_output: float | None = None,
     attempts_seen: bool = True,
     cache_writes: CacheWrites = "none",
+    audio: bool = False,
     strict: bool = False,
 ) -> Estimate:
     """Bound and expected value of one call.
@@ -143,6 +146,7 @@ def estimate(
         typical_output: the mean output of the calls seen so far, tokens a call.
         attempts_seen: no client retries behind the call's back.
         cache_writes: the dearest cache write the request can cause.
+        audio: it brings audio, or asks for it.
         strict: bound adversarial text too.
     """
     limits = [limit for limit in (output_cap, output_ceiling) if limit is not None]
@@ -156,14 +160,14 @@ def estimate(
         input_expected=input_expected,
         output_most=output_most,
         output_expected=output_expected,
-        most=None if output_most is None else _most(card, input_most, output_most, cache_writes),
+        most=None if output_most is None else _most(card, input_most, output_most, cache_writes, audio=audio),
         expected=_expected(card, input_expected, output_expected),
         soft_because=_soft(prompt, output_cap, attempts_seen=attempts_seen),
     )
 
 
-def _most(card: RateCard | None, input_tokens: int, output_tokens: int, writes: CacheWrites) -> Amounts:
-    nano = 0 if card is None else card.most_nano(input_tokens, output_tokens, writes)
+def _most(card: RateCard | None, input_tokens: int, output_tokens: int, writes: CacheWrites, *, audio: bool) -> Amounts:
+    nano = 0 if card is None else card.most_nano(input_tokens, output_tokens, writes, audio=audio)
     return Amounts(nano=nano, tokens=input_tokens + output_tokens, steps=1)
 
 

@@ -270,6 +270,7 @@ class Guard:
             typical_output=self.typical_output.get(request.model),
             attempts_seen=request.attempts_seen,
             cache_writes=request.cache_writes,
+            audio=request.audio or request.prompt.audio,
             strict=strict,
         )
         if strict and not known.hard:
@@ -280,11 +281,13 @@ class Guard:
 
     def _card(self, request: Request, run: Run) -> RateCard | None:
         try:
-            card = self.prices.card(request.model or "", provider=request.provider, context=request.context)
+            card = self.prices.card(
+                request.model or "", provider=request.provider, context=request.context, regional=request.regional
+            )
         except NoPrice as error:
             reason = str(error)
         else:
-            missing = request.unpriced or (None if card.prices_output else "output tokens")
+            missing = _missing(card, request)
             if missing is None:
                 return card
             reason = f"no price for {missing} of model {request.model!r}"
@@ -353,6 +356,15 @@ class Guard:
             )
         )
         return refused
+
+
+def _missing(card: RateCard, request: Request) -> str | None:
+    """What the request will be billed for and the card has no price for."""
+    if not card.prices_output:
+        return "output tokens"
+    if request.audio and not card.prices_audio_output:
+        return "audio output"
+    return "audio input" if request.prompt.audio and not card.prices_audio_input else None
 
 
 def _hints(refused: Refused, *, shared: bool, request: Request | None) -> Iterator[str]:

@@ -12,7 +12,7 @@ from .estimate import Estimate, expected_tokens
 from .events import CallEnded, CallReconciled, State
 from .ledger import Balance, Grant, LedgerError, Settlement
 from .pricing import NoPrice
-from .ratecard import OVERRIDE, RateCard
+from .ratecard import RateCard, Unpriced
 from .request import Request, Response
 from .usage import Usage
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("runcap")
 
 _NOTHING = Response()
+
+BILLED = "provider"
+"""The source of a cost that the provider itself gave."""
 
 
 class Permit:
@@ -156,27 +159,38 @@ class Permit:
 
     def _likely_nano(self, card: RateCard, usage: Usage) -> int:
         # An estimate never says that a hard call cost more than it can.
-        nano = card.nano(usage)
+        nano = self._nano(card, usage)
         return min(nano, self.grant.amount.nano) if self.estimate.hard else nano
 
     def _price(self, usage: Usage, response: Response) -> tuple[int | None, str | None]:
+        if response.billed_nano is not None:
+            return response.billed_nano, BILLED
         card = self._settle_card(response)
-        return (None, None) if card is None else (card.nano(usage), card.source)
+        return (None, None) if card is None else (self._nano(card, usage), card.source)
+
+    def _nano(self, card: RateCard, usage: Usage) -> int:
+        try:
+            return card.nano(usage)
+        except Unpriced as error:
+            self._guard.say_once(f"{self.request.model}: {error}; its calls cost more than is shown")
+            text = Usage(usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens)
+            return card.nano(text)
 
     def _settle_card(self, response: Response) -> RateCard | None:
         request, card = self.request, self._card
         model = response.model or request.model
         context = request.context if response.context is None else response.context
         context = None if context == "standard" else context
-        if model is None or (model == request.model and context == request.context):
+        regional = request.regional or response.regional
+        if model is None or (model, context, regional) == (request.model, request.context, request.regional):
             return card
-        if card is not None and card.source == OVERRIDE and not self._guard.prices.overrides(model, request.provider):
+        if card is not None and card.own and not self._guard.prices.overrides(model, request.provider):
             return card  # providers answer with a dated name of the same model: the user's price stands
         try:
-            told = self._guard.prices.card(model, provider=request.provider, context=context)
+            told = self._guard.prices.card(model, provider=request.provider, context=context, regional=regional)
         except NoPrice as error:
-            if response.context in ("priority", "fast"):
-                _log.warning("runcap: a call was billed at the standard price: %s", error)
+            if response.context in ("priority", "fast") or response.regional:
+                self._guard.say_once(f"a call was priced at the standard price: {error}")
             return card
         return told if told.prices_output else card
 

@@ -112,7 +112,7 @@ def describe(call: Described, walk: Walk, *, call_id: str, parent_id: str | None
         cache_writes=_cache_writes(call.provider, walk.writes),
         context=_context(call),
         bounded=not any(any(call.everywhere(name)) for name in _UNBOUNDED),
-        unpriced="audio output" if _speaks(call) else None,
+        audio=_speaks(call),
     )
 
 
