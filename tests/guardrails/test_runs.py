@@ -190,9 +190,9 @@ def test_a_run_ended_by_a_finalizer_inside_the_ledger_keeps_its_balance() -> Non
     g.admit(request()).settle(Usage(0, 1000))
     ledger = g.ledger
     assert isinstance(ledger, MemoryLedger)
-    ledger._local.inside = True  # as while the collector runs in the middle of a reserve
+    ledger._busy = True  # as while the collector runs in the middle of a reserve
     run.__exit__(None, None, None)
-    ledger._local.inside = False
+    ledger._busy = False
     assert run.spent_usd == Decimal("0.01")
     assert not ledger._accounts
 

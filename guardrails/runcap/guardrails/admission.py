@@ -9,9 +9,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from .amounts import HELD_UNITS, UNITS, ZERO, Amounts
+from .amounts import HELD_UNITS, UNITS, Amounts
 from .errors import BudgetBusy, BudgetExceeded, LedgerUnavailable, RefusalDetails, Refused
-from .ledger import Account, Balance, Grant, Ledger, LedgerError, Offer, Refusal, Settlement
+from .ledger import Account, Balance, Grant, Ledger, LedgerError, Offer, Refusal
 
 T = TypeVar("T")
 
@@ -62,28 +62,6 @@ class Stop:
     async def aapply(self, ledger: Ledger) -> None:
         """See `Ledger.stop`."""
         await ledger.astop(self.account_id, self.reason)
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """Charge a call; `released` where it was never billed."""
-
-    call_id: str
-    charge: Amounts = ZERO
-    unknown: Amounts = ZERO
-    released: bool = False
-
-    def apply(self, ledger: Ledger) -> Settlement | None:
-        """See `Ledger.settle` and `Ledger.release`."""
-        if self.released:
-            return ledger.release(self.call_id)
-        return ledger.settle(self.call_id, self.charge, self.unknown)
-
-    async def aapply(self, ledger: Ledger) -> Settlement | None:
-        """See `Ledger.settle` and `Ledger.release`."""
-        if self.released:
-            return await ledger.arelease(self.call_id)
-        return await ledger.asettle(self.call_id, self.charge, self.unknown)
 
 
 Steps = Generator[Operation, Any, T]

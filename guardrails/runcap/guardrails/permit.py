@@ -6,8 +6,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .admission import Settle, Steps, drive
-from .amounts import Amounts
+from .amounts import ZERO, Amounts
 from .estimate import Estimate, expected_tokens
 from .events import CallEnded, CallReconciled, State
 from .ledger import Balance, Grant, LedgerError, Settlement
@@ -77,7 +76,7 @@ class Permit:
         charge = Amounts(nano=nano or 0, tokens=usage.total_tokens)
         self.run.count(usage, priced=nano is not None)
         self._guard.typical_output.add(self.request.model, usage.output_tokens)
-        settlement = self._book(Settle(self.call_id, charge))
+        settlement = self._book(charge)
         self._end(
             "settled", settlement, usage=usage, cost=nano, source=source, response=response, error_type=error_type
         )
@@ -87,7 +86,7 @@ class Permit:
         """The answer came from a cache: nothing was sent and nothing is charged; the step stays counted."""
         if not self._turn("released"):
             return False
-        settlement = self._book(Settle(self.call_id, released=True))
+        settlement = self._book(None)
         self._end("released", settlement, cost=0, response=response, cached=True)
         return True
 
@@ -95,7 +94,7 @@ class Permit:
         """The call was never sent, or refused by the provider before it cost anything."""
         if not self._turn("released"):
             return False
-        settlement = self._book(Settle(self.call_id, released=True))
+        settlement = self._book(None)
         self._end("released", settlement, cost=0, error_type=error_type)
         return True
 
@@ -129,7 +128,7 @@ class Permit:
                 f"{self.request.model} reported no usage: its calls are charged by size, the rest of their holds stays "
                 "reserved as unknown. Streams of ChatOpenAI(base_url=...) need stream_usage=True"
             )
-        settlement = self._book(Settle(self.call_id, charge, unknown))
+        settlement = self._book(charge, unknown)
         self._booked = (charge, unknown, usage)
         self._end(
             "unknown",
@@ -194,13 +193,12 @@ class Permit:
             return card
         return told if told.prices_output else card
 
-    def _book(self, operation: Settle) -> Settlement | None:
-        def steps() -> Steps[Settlement | None]:
-            answer: Settlement | None = yield operation
-            return answer
-
+    def _book(self, charge: Amounts | None, unknown: Amounts = ZERO) -> Settlement | None:
+        ledger = self._guard.ledger
         try:
-            return drive(steps(), self._guard.ledger)
+            if charge is None:
+                return ledger.release(self.call_id)
+            return ledger.settle(self.call_id, charge, unknown)
         except LedgerError as error:
             # The hold stays in the ledger, so nothing is lost and the cap still holds.
             _log.warning("runcap: a call could not be settled and keeps its hold: %s", error)
@@ -212,7 +210,7 @@ class Permit:
         nano, _ = self._price(usage, response)
         charge = Amounts(nano=nano or 0, tokens=usage.total_tokens)
         before, self._booked = self._booked, (charge, Amounts(), usage)
-        self._book(Settle(self.call_id, charge))
+        self._book(charge)
         self.run.reconciled(before[0], before[1], charge)
         self.run.count(usage, priced=True, instead_of=before[2])
         event = CallReconciled(

@@ -7,14 +7,12 @@ step over every account, so that a store across a network costs one round trip a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..amounts import NO_CAPS, UNITS, ZERO, Amounts, Caps
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """One way a call could be made.
 
     `most` is the dearest it can cost, `least` the smallest hold it can still be made with (its output clamped),
@@ -27,8 +25,7 @@ class Offer:
     tier: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(NamedTuple):
     """What a hold is charged to: a run's budget, or a limit's window. The caps come along with each call."""
 
     id: str
@@ -36,8 +33,7 @@ class Account:
     scope: str = "run"
 
 
-@dataclass(frozen=True, slots=True)
-class Balance:
+class Balance(NamedTuple):
     """An account at an instant. `expected` is the expected cost of what is held; `caps` include top-ups."""
 
     account_id: str
@@ -57,7 +53,10 @@ class Balance:
     def free(self, unit: int) -> int | None:
         """What is left of a cap (never below zero), None without a cap. `unit` is an index into `UNITS`."""
         cap = self.caps[unit]
-        return None if cap is None else max(0, cap - self.used[unit])
+        if cap is None:
+            return None
+        left = cap - self.spent[unit] - self.held[unit] - self.unknown[unit]
+        return max(left, 0)
 
     def lacking(self, needed: Amounts) -> str | None:
         """The first unit in which `needed` does not fit, as a name of `UNITS`; None if all fit."""
@@ -68,8 +67,7 @@ class Balance:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """A reservation made: which offer (by index), for how much, and the accounts after it."""
 
     call_id: str
@@ -78,8 +76,7 @@ class Grant:
     balances: tuple[Balance, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """No offer fits. `account` is the first that has no room, `unit` what it lacks (None: it is stopped or dead)."""
 
     call_id: str
@@ -89,8 +86,7 @@ class Refusal:
     needed: Amounts
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """What a settle or a release changed, and the accounts after it."""
 
     call_id: str

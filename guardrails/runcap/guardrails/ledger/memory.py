@@ -7,22 +7,26 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
+from typing import ParamSpec, TypeVar
 
-from ..amounts import HELD_UNITS, NO_CAPS, UNITS, ZERO, Amounts, Caps
+from ..amounts import NO_CAPS, UNITS, ZERO, Amounts, Caps
 from ..recent import Recent
 from .base import Account, Balance, Grant, LedgerError, Offer, Refusal, Settlement
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _REMEMBERED = 65_536
 """How many tombstones are kept: ids released before they were reserved, whose reservation must land dead."""
 
-_EMPTY = Balance("")
 
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _State:
+    """An account. `given` are the caps that came with the last call, `caps` those with the top-ups."""
+
+    id: str
+    given: Caps = NO_CAPS
     caps: Caps = NO_CAPS
     extra: Amounts = ZERO
     spent: Amounts = ZERO
@@ -33,12 +37,32 @@ class _State:
     stopped: str | None = None
     keys: set[str] = field(default_factory=set)
 
+    def balance(self) -> Balance:
+        return Balance(
+            self.id, self.caps, self.spent, self.held, self.unknown, self.expected, self.in_flight, self.stopped
+        )
+
+    def room(self, wanted: Amounts, least: Amounts) -> Amounts | None:
+        """`wanted`, cut to what is free; None where not even `least` is."""
+        cut = None
+        for unit, cap in enumerate(self.caps):
+            if cap is None:
+                continue
+            free = cap - self.spent[unit] - self.held[unit] - self.unknown[unit]
+            if free >= wanted[unit]:
+                continue
+            if least[unit] > max(free, 0):
+                return None
+            cut = cut or list(wanted)
+            cut[unit] = max(free, 0)
+        return wanted if cut is None else Amounts(*cut)
+
 
 @dataclass(slots=True)
 class _Hold:
     grant: Grant
     expected: Amounts
-    accounts: list[str]
+    states: list[_State]
     charged: Amounts = ZERO
     unknown: Amounts = ZERO
     in_flight: bool = True
@@ -54,8 +78,8 @@ class MemoryLedger:
         self._accounts: dict[str, _State] = {}
         self._holds: dict[str, _Hold] = {}
         self._dead: Recent[str, str] = Recent(_REMEMBERED)
-        self._lock = threading.Lock()
-        self._local = threading.local()
+        self._lock = threading.RLock()
+        self._busy = False
         self._late: deque[Callable[[], object]] = deque()
 
     def reserve(self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...]) -> Grant | Refusal:
@@ -66,34 +90,39 @@ class MemoryLedger:
         """
         if os.getpid() != self._pid:
             raise LedgerError("a MemoryLedger does not outlive a fork; give the child a Guard of its own")
-        answer = self._locked(lambda: self._reserve(call_id, offers, accounts))
+        answer = self._locked(self._reserve, call_id, offers, accounts)
         if answer is None:
             raise LedgerError("a model call was made by a finalizer that interrupted the ledger")
         return answer
 
     def settle(self, call_id: str, charge: Amounts, unknown: Amounts = ZERO) -> Settlement | None:
         """See `Ledger.settle`."""
-        return self._locked(lambda: self._settle(call_id, charge, unknown))
+        return self._locked(self._settle, call_id, charge, unknown)
 
     def release(self, call_id: str) -> Settlement | None:
         """See `Ledger.release`."""
-        return self._locked(lambda: self._release(call_id))
+        return self._locked(self._release, call_id)
 
     def top_up(self, account_id: str, key: str, extra: Amounts) -> bool:
         """See `Ledger.top_up`."""
-        return bool(self._locked(lambda: self._top_up(account_id, key, extra)))
+        return bool(self._locked(self._top_up, account_id, key, extra))
 
     def stop(self, account_id: str, reason: str) -> None:
         """See `Ledger.stop`."""
-        self._locked(lambda: self._stop(account_id, reason))
+        self._locked(self._stop, account_id, reason)
 
     def balance(self, account_id: str) -> Balance:
         """See `Ledger.balance`."""
-        return self._balance(account_id) if self._inside else self._locked(lambda: self._balance(account_id)) or _EMPTY
+        with self._lock:  # also in the middle of an operation that a finalizer of this thread interrupted
+            if not self._busy:
+                self._book_late()
+            state = self._accounts.get(account_id)
+            return Balance(account_id) if state is None else state.balance()
 
     def close(self, account_id: str) -> Balance | None:
         """See `Ledger.close`."""
-        return None if self._inside else self._locked(lambda: self._close(account_id))
+        with self._lock:
+            return None if self._busy else self._locked(self._close, account_id)
 
     async def areserve(self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...]) -> Grant | Refusal:
         """See `Ledger.reserve`; nothing here blocks."""
@@ -115,25 +144,20 @@ class MemoryLedger:
         """See `Ledger.stop`; nothing here blocks."""
         self.stop(account_id, reason)
 
-    @property
-    def _inside(self) -> bool:
-        return getattr(self._local, "inside", False)
-
-    def _locked(self, operation: Callable[[], T]) -> T | None:
-        if self._inside:
-            # The garbage collector ran a finalizer (an abandoned stream's) in the middle of an operation of this very
-            # thread. Waiting would deadlock and going on would tear the books: it is booked right after.
-            self._late.append(operation)
-            return None
-        self._local.inside = True
-        try:
-            with self._lock:
+    def _locked(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        with self._lock:
+            if self._busy:
+                # The garbage collector ran a finalizer (an abandoned stream's) in the middle of an operation of this
+                # very thread. To go on would tear the books: it is booked right after.
+                self._late.append(partial(operation, *args, **kwargs))
+                return None
+            self._busy = True
+            try:
                 self._book_late()
-                return operation()
-        finally:
-            self._local.inside = False
-            if self._late:
-                self._locked(_nothing)
+                return operation(*args, **kwargs)
+            finally:
+                self._book_late()
+                self._busy = False
 
     def _book_late(self) -> None:
         while self._late:
@@ -144,54 +168,30 @@ class MemoryLedger:
         if held is not None:
             return held.grant
         states = [self._state(account) for account in accounts]
-        refusal = self._blocked(call_id, offers, accounts)
-        if refusal is not None:
-            return refusal
+        for account, state in zip(accounts, states, strict=True):
+            if state.stopped is not None or call_id in self._dead:
+                return Refusal(call_id, account, state.balance(), None, offers[-1].least)
         for index, offer in enumerate(offers):
-            amount = offer.most
-            for account in accounts:
-                amount = _clamped(amount, offer.least, self._balance(account.id))
-            if _covers(amount, offer.least):
-                return self._hold(call_id, index, offer, amount, accounts, states)
-        return self._no_room(call_id, offers, accounts)
+            amount: Amounts | None = offer.most
+            for state in states:
+                amount = amount and state.room(amount, offer.least)
+            if amount is not None:
+                return self._hold(call_id, index, offer, amount, states)
+        return _no_room(call_id, offers[-1].least, accounts, states)
 
-    def _blocked(self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...]) -> Refusal | None:
-        for account in accounts:
-            balance = self._balance(account.id)
-            if balance.stopped is not None or call_id in self._dead:
-                return Refusal(call_id, account, balance, None, offers[-1].least)
-        return None
-
-    def _no_room(self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...]) -> Refusal:
-        least = offers[-1].least
-        for account in accounts:
-            balance = self._balance(account.id)
-            unit = balance.lacking(least)
-            if unit is not None:
-                return Refusal(call_id, account, balance, unit, least)
-        raise AssertionError("an offer that every account has room for was not granted")
-
-    def _hold(
-        self,
-        call_id: str,
-        index: int,
-        offer: Offer,
-        amount: Amounts,
-        accounts: tuple[Account, ...],
-        states: list[_State],
-    ) -> Grant:
+    def _hold(self, call_id: str, index: int, offer: Offer, amount: Amounts, states: list[_State]) -> Grant:
         held, counted = amount.held_part(), amount.counted_part()
         in_flight = any(held)
+        expected = offer.expected.held_part() if in_flight else ZERO
         for state in states:
             state.spent = state.spent.plus(counted)
-            state.held = state.held.plus(held)
             if in_flight:
-                state.expected = state.expected.plus(offer.expected.held_part())
+                state.held = state.held.plus(held)
+                state.expected = state.expected.plus(expected)
                 state.in_flight += 1
-        grant = Grant(call_id, index, amount, tuple(self._balance(account.id) for account in accounts))
+        grant = Grant(call_id, index, amount, tuple([state.balance() for state in states]))
         if in_flight:
-            ids = [account.id for account in accounts]
-            self._holds[call_id] = _Hold(grant, offer.expected.held_part(), ids)
+            self._holds[call_id] = _Hold(grant, expected, states)
         return grant
 
     def _settle(self, call_id: str, charge: Amounts, unknown: Amounts) -> Settlement | None:
@@ -199,11 +199,14 @@ class MemoryLedger:
         if hold is None:
             return None
         charge, unknown = charge.held_part(), unknown.held_part()
-        for state in self._land(hold):
+        self._land(hold)
+        for state in hold.states:
             state.spent = state.spent.plus(charge).minus(hold.charged)
             state.unknown = state.unknown.plus(unknown).minus(hold.unknown)
         hold.charged, hold.unknown, hold.in_flight = charge, unknown, False
-        return self._finish(call_id, hold)
+        if not any(unknown):
+            del self._holds[call_id]
+        return Settlement(call_id, charge, unknown, tuple([state.balance() for state in hold.states]))
 
     def _release(self, call_id: str) -> Settlement | None:
         if call_id in self._holds:
@@ -211,84 +214,62 @@ class MemoryLedger:
         self._dead.put(call_id, call_id)
         return None
 
-    def _land(self, hold: _Hold) -> list[_State]:
-        states = [self._accounts[account_id] for account_id in hold.accounts]
-        if hold.in_flight:
-            for state in states:
-                state.held = state.held.minus(hold.grant.amount.held_part())
-                state.expected = state.expected.minus(hold.expected)
-                state.in_flight -= 1
-        return states
-
-    def _finish(self, call_id: str, hold: _Hold) -> Settlement:
-        balances = tuple(self._balance(account_id) for account_id in hold.accounts)
-        if not any(hold.unknown):
-            del self._holds[call_id]
-        return Settlement(call_id, hold.charged, hold.unknown, balances)
+    def _land(self, hold: _Hold) -> None:
+        if not hold.in_flight:
+            return
+        held = hold.grant.amount.held_part()
+        for state in hold.states:
+            state.held = state.held.minus(held)
+            state.expected = state.expected.minus(hold.expected)
+            state.in_flight -= 1
 
     def _top_up(self, account_id: str, key: str, extra: Amounts) -> bool:
-        state = self._accounts.setdefault(account_id, _State())
+        state = self._known(account_id)
         if key in state.keys:
             return False
         state.keys.add(key)
         state.extra = state.extra.plus(extra)
+        state.caps = state.given.plus(state.extra)
         state.stopped = None
         return True
 
     def _stop(self, account_id: str, reason: str) -> None:
-        state = self._accounts.setdefault(account_id, _State())
+        state = self._known(account_id)
         if state.stopped is None:
             state.stopped = reason
 
     def _close(self, account_id: str) -> Balance:
-        balance = self._balance(account_id)
-        if self._accounts.pop(account_id, None) is None:
-            return balance
+        state = self._accounts.pop(account_id, None)
+        if state is None:
+            return Balance(account_id)
+        balance = state.balance()
         for call_id, hold in list(self._holds.items()):
-            if account_id in hold.accounts:
-                hold.accounts.remove(account_id)
-                if not hold.accounts:
+            if state in hold.states:
+                hold.states = [other for other in hold.states if other is not state]
+                if not hold.states:
                     del self._holds[call_id]
         return balance
 
-    def _state(self, account: Account) -> _State:
-        state = self._accounts.get(account.id)
-        if state is None:
-            state = self._accounts[account.id] = _State()
-        state.caps = account.caps
-        return state
-
-    def _balance(self, account_id: str) -> Balance:
+    def _known(self, account_id: str) -> _State:
         state = self._accounts.get(account_id)
         if state is None:
-            return Balance(account_id)
-        return Balance(
-            account_id,
-            state.caps.plus(state.extra),
-            state.spent,
-            state.held,
-            state.unknown,
-            state.expected,
-            state.in_flight,
-            state.stopped,
-        )
+            state = self._accounts[account_id] = _State(account_id)
+        return state
+
+    def _state(self, account: Account) -> _State:
+        state = self._known(account.id)
+        if state.given is not account.caps:
+            state.given = account.caps
+            state.caps = account.caps.plus(state.extra)
+        return state
 
 
-def _nothing() -> None:
-    """An operation for the sake of those that came late."""
-
-
-def _clamped(amount: Amounts, least: Amounts, balance: Balance) -> Amounts:
-    """`amount` cut to what is free, in the held units only; below `least` where even that is not free."""
-    values = list(amount)
-    for unit in range(len(UNITS)):
-        free = balance.free(unit)
-        if free is None:
-            continue
-        if unit < HELD_UNITS or free < least[unit]:
-            values[unit] = min(values[unit], free)
-    return Amounts(*values)
-
-
-def _covers(amount: Amounts, least: Amounts) -> bool:
-    return all(got >= wanted for got, wanted in zip(amount, least, strict=True))
+def _no_room(call_id: str, least: Amounts, accounts: tuple[Account, ...], states: list[_State]) -> Refusal:
+    for account, state in zip(accounts, states, strict=True):
+        balance = state.balance()
+        unit = balance.lacking(least)
+        if unit is not None:
+            return Refusal(call_id, account, balance, unit, least)
+    raise AssertionError(
+        f"an offer that every account has room for was not granted: {dict(zip(UNITS, least, strict=True))}"
+    )

@@ -1,0 +1,102 @@
+"""What being there costs: time added to a chat call, an agent step and a stream chunk, sync and async.
+
+    python benchmarks/overhead.py [--rounds N] [--quick] [--check]
+
+Each variant runs in processes of its own (the official tracer patches LangChain for good), interleaved, a fresh one
+each round, against a model that answers at once. Printed are microseconds: the fastest and the median over all rounds,
+and the added time as a ratio to what the official tracer adds. runcap meters, caps (dollars, steps) and writes spans
+into a null exporter, from a MemoryLedger; the official tracer only writes spans.
+
+`--check` exits with 1 where runcap adds more than 0.6 (sync) or 0.4 (async) of what the official tracer adds to a chat
+call, or where its added time grows with the history.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+
+from overhead_workloads import HISTORIES, VARIANTS, WORKLOADS, measure, measure_histories
+
+GOALS = {"chat call, sync": 0.6, "chat call, async": 0.4}
+GROWTH = 1.5
+Figures = dict[str, dict[str, list[float]]]
+
+
+def child(variant: str, batches: int) -> dict[str, list[float]]:
+    """One process's batches, by workload."""
+    command = [sys.executable, __file__, "--child", variant, "--batches", str(batches)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - this very file
+    figures: dict[str, list[float]] = json.loads(done.stdout)
+    return figures
+
+
+def gather(rounds: int, batches: int) -> Figures:
+    """All rounds of all variants, interleaved."""
+    figures: Figures = defaultdict(lambda: defaultdict(list))
+    for number in range(rounds):
+        order = VARIANTS if number % 2 == 0 else VARIANTS[::-1]
+        for variant in order:
+            for workload, times in child(variant, batches).items():
+                figures[workload][variant] += times
+    return figures
+
+
+def added(times: dict[str, list[float]], variant: str, of: str) -> float:
+    """Microseconds a variant adds to a bare call."""
+    pick = min if of == "min" else statistics.median
+    return pick(times[variant]) - pick(times["none"])
+
+
+def show(figures: Figures) -> list[str]:
+    """Print the table; what misses its goal."""
+    print(f"{'us':<24}" + "".join(f"{name:>22}" for name in VARIANTS) + f"{'runcap / official':>22}")
+    missed = []
+    for workload, times in figures.items():
+        cells = [f"{min(times[name]):.1f} / {statistics.median(times[name]):.1f}" for name in VARIANTS]
+        ratios = [added(times, "runcap", of) / added(times, "official", of) for of in ("min", "median")]
+        print(f"{workload:<24}" + "".join(f"{cell:>22}" for cell in cells) + f"{ratios[0]:>14.2f} / {ratios[1]:.2f}")
+        if ratios[1] > GOALS.get(workload, float("inf")):
+            missed.append(f"{workload}: {ratios[1]:.2f} of the official tracer's, goal {GOALS[workload]}")
+    print("each cell: fastest / median of all batches; the ratio: of the times added to `none`, likewise")
+    return missed
+
+
+def show_histories(rows: Iterable[tuple[int, float, float]]) -> list[str]:
+    """Print what runcap adds to the second and later calls of histories of growing length; what grows."""
+    print(f"\n{'messages of history':<24}{'none':>12}{'runcap':>12}{'added':>12}")
+    seen = []
+    for length, bare, guarded in rows:
+        print(f"{length:<24}{bare:>12.1f}{guarded:>12.1f}{guarded - bare:>12.1f}")
+        seen.append(guarded - bare)
+    growth = seen[-1] / seen[0]
+    print(f"added at {HISTORIES[-1]:,} messages over added at {HISTORIES[0]}: {growth:.2f} (medians, us a call)")
+    return [f"added time grows {growth:.2f} times with the history"] if growth > GROWTH else []
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="processes a variant")
+    parser.add_argument("--batches", type=int, default=7, help="timed batches a process and workload")
+    parser.add_argument("--quick", action="store_true", help="one round of three batches: does it run")
+    parser.add_argument("--check", action="store_true", help="fail where a goal is missed")
+    parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps({name: measure(options.child, name, options.batches) for name in WORKLOADS}))
+        return
+    rounds, batches = (1, 3) if options.quick else (options.rounds, options.batches)
+    missed = show(gather(rounds, batches))
+    missed += show_histories(measure_histories(batches))
+    if options.check and missed:
+        raise SystemExit("missed: " + "; ".join(missed))
+
+
+if __name__ == "__main__":
+    main()

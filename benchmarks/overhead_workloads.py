@@ -1,0 +1,272 @@
+"""What `overhead.py` times: a model that answers at once, under each of the variants."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
+
+from langchain.agents import create_agent
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.tools import tool
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+
+from runcap.exporters import OTelSink
+from runcap.guardrails import Budget, Guard
+from runcap.integrations.langchain import BudgetCallbackHandler
+
+VARIANTS = ("none", "no-op inline", "runcap", "official")
+HISTORIES = (10, 100, 1_000, 5_000)
+CALLS, STEPS, CHUNKS = 100, 20, 50
+USAGE = {"input_tokens": 120, "output_tokens": 20, "total_tokens": 140}
+TOLD = {"model_name": "gpt-4o-2024-08-06", "finish_reason": "stop", "id": "chatcmpl-1", "service_tier": "default"}
+PROMPT: list[BaseMessage] = [HumanMessage("What is the weather like in Paris, and what should I wear? " * 4)]
+ASK: dict[str, Any] = {"messages": [("user", "What is the weather like in Paris?")]}
+
+
+class Instant(BaseChatModel):
+    """gpt-4o, as LangChain sees it; `calls` tool calls, then a plain answer."""
+
+    model_name: str = "gpt-4o"
+    max_tokens: int = 100
+    max_retries: int = 0
+    calls: int = 0
+    asked: int = 0
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """As ChatOpenAI is."""
+        return True
+
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        """As ChatOpenAI's."""
+        return ["langchain", "chat_models", "openai"]
+
+    @property
+    def _llm_type(self) -> str:
+        return "openai-chat"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {"model": self.model_name, "model_name": self.model_name, "max_tokens": self.max_tokens}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> Any:
+        told = {"ls_provider": "openai", "ls_model_name": self.model_name, "ls_model_type": "chat"}
+        return {**told, "ls_max_tokens": self.max_tokens, "ls_temperature": 0.0}
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
+        """Offer the tools as OpenAI is offered them."""
+        schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+        function = {"name": "weather", "description": "The weather in a city.", "parameters": schema}
+        return self.bind(tools=[{"type": "function", "function": function}], **kwargs)
+
+    def _answer(self) -> AIMessage:
+        self.asked += 1
+        wanted = [{"name": "weather", "args": {"city": "Paris"}, "id": f"call_{self.asked}"}]
+        calls: list[Any] = wanted if self.calls and self.asked % (self.calls + 1) else []
+        return AIMessage("Take a coat.", usage_metadata=dict(USAGE), response_metadata=TOLD, tool_calls=calls)  # type: ignore[arg-type]
+
+    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
+        return ChatResult(generations=[ChatGeneration(message=self._answer())])
+
+    async def _agenerate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
+        return ChatResult(generations=[ChatGeneration(message=self._answer())])
+
+    def _stream(
+        self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> Iterator[ChatGenerationChunk]:
+        for number in range(CHUNKS):
+            chunk = ChatGenerationChunk(message=_chunk(number))
+            if run_manager is not None:
+                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+            yield chunk
+
+    async def _astream(
+        self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        for number in range(CHUNKS):
+            chunk = ChatGenerationChunk(message=_chunk(number))
+            if run_manager is not None:
+                await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+            yield chunk
+
+
+def _chunk(number: int) -> AIMessageChunk:
+    last = number == CHUNKS - 1
+    told: dict[str, Any] = {"usage_metadata": dict(USAGE), "response_metadata": TOLD} if last else {}
+    return AIMessageChunk("word ", **told)
+
+
+class NoOp(BaseCallbackHandler):
+    """Every hook does nothing, on the caller's own thread."""
+
+    run_inline = True
+
+
+class NullExporter(SpanExporter):
+    """Takes spans and forgets them."""
+
+    def export(self, spans: Any) -> SpanExportResult:
+        """Done."""
+        return SpanExportResult.SUCCESS
+
+
+@tool
+def weather(city: str) -> str:
+    """The weather in a city."""
+    return "Rain, 12 degrees, wind from the west."
+
+
+def tracer_provider() -> TracerProvider:
+    """Spans into a null exporter, at once."""
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(NullExporter()))
+    return provider
+
+
+def handlers_of(variant: str) -> list[BaseCallbackHandler]:
+    """What is passed as callbacks; the official tracer attaches itself."""
+    if variant == "no-op inline":
+        return [NoOp()]
+    if variant == "runcap":
+        guard = Guard(Budget(usd=1_000_000, steps=10**9), sinks=(OTelSink(tracer_provider()),))
+        return [BudgetCallbackHandler(guard)]
+    if variant == "official":
+        from opentelemetry.instrumentation.genai.langchain import LangChainInstrumentor  # noqa: PLC0415 - patches
+
+        LangChainInstrumentor().instrument(tracer_provider=tracer_provider(), skip_dep_check=True)
+    return []
+
+
+def chat_sync(config: RunnableConfig) -> Callable[[], int]:
+    """Invocations of a chat model."""
+    model = Instant()
+
+    def batch() -> int:
+        for _ in range(CALLS):
+            model.invoke(PROMPT, config)
+        return CALLS
+
+    return batch
+
+
+def chat_async(config: RunnableConfig) -> Callable[[], int]:
+    """Async invocations of a chat model."""
+    model = Instant()
+
+    async def calls() -> int:
+        for _ in range(CALLS):
+            await model.ainvoke(PROMPT, config)
+        return CALLS
+
+    return _on_one_loop(calls)
+
+
+def step_sync(config: RunnableConfig) -> Callable[[], int]:
+    """Steps of an agent: a model call, a tool call, and LangGraph around them."""
+    agent = create_agent(Instant(calls=STEPS - 1), tools=[weather])
+
+    def batch() -> int:
+        agent.invoke(ASK, config)
+        return STEPS
+
+    return batch
+
+
+def step_async(config: RunnableConfig) -> Callable[[], int]:
+    """Async steps of an agent."""
+    agent = create_agent(Instant(calls=STEPS - 1), tools=[weather])
+
+    async def steps() -> int:
+        await agent.ainvoke(ASK, config)
+        return STEPS
+
+    return _on_one_loop(steps)
+
+
+def chunk_sync(config: RunnableConfig) -> Callable[[], int]:
+    """Chunks of a stream, its call included."""
+    model = Instant()
+
+    def batch() -> int:
+        return sum(1 for _ in range(4) for _ in model.stream(PROMPT, config))
+
+    return batch
+
+
+def chunk_async(config: RunnableConfig) -> Callable[[], int]:
+    """Async chunks of a stream."""
+    model = Instant()
+
+    async def chunks() -> int:
+        return sum([1 for _ in range(4) async for _ in model.astream(PROMPT, config)])
+
+    return _on_one_loop(chunks)
+
+
+def _on_one_loop(work: Callable[[], Any]) -> Callable[[], int]:
+    loop = asyncio.new_event_loop()
+    return lambda: loop.run_until_complete(work())
+
+
+WORKLOADS: dict[str, Callable[[RunnableConfig], Callable[[], int]]] = {
+    "chat call, sync": chat_sync,
+    "chat call, async": chat_async,
+    "agent step, sync": step_sync,
+    "agent step, async": step_async,
+    "stream chunk, sync": chunk_sync,
+    "stream chunk, async": chunk_async,
+}
+
+
+def measure(variant: str, workload: str, batches: int) -> list[float]:
+    """Microseconds an operation, of each batch, after two to warm up."""
+    batch = WORKLOADS[workload]({"callbacks": list(_attached(variant))})
+    return [_timed(batch) for _ in range(batches + 2)][2:]
+
+
+_made: dict[str, list[BaseCallbackHandler]] = {}
+
+
+def _attached(variant: str) -> list[BaseCallbackHandler]:
+    if variant not in _made:
+        _made[variant] = handlers_of(variant)
+    return _made[variant]
+
+
+def _timed(batch: Callable[[], int]) -> float:
+    gc.collect()
+    start = time.perf_counter()
+    count = batch()
+    return (time.perf_counter() - start) / count * 1e6
+
+
+def measure_histories(batches: int) -> Iterator[tuple[int, float, float]]:
+    """Length, microseconds of a bare call, of a guarded one: an agent's loop, two messages more each call.
+
+    The call is made the way a model is called inside an agent, and the first (it measures the history) is left out.
+    Bare and guarded calls alternate, for the history itself costs LangChain far more than runcap.
+    """
+    for length in HISTORIES:
+        config: RunnableConfig = {"callbacks": handlers_of("runcap")}
+        model = Instant()
+        history = [HumanMessage(f"Message {number} of a long conversation.") for number in range(length)]
+        messages: list[BaseMessage] = list(itertools.islice(itertools.cycle(history), length))
+        times: dict[bool, list[float]] = {False: [], True: []}
+        for call in range(batches * 8 + 1):
+            for guarded in (False, True):
+                start = time.perf_counter()
+                answer = model.invoke(messages, config if guarded else None)
+                times[guarded].append((time.perf_counter() - start) * 1e6)
+            messages = [*messages, answer, HumanMessage(f"More, number {call}.")]
+        yield length, statistics.median(times[False][1:]), statistics.median(times[True][1:])
