@@ -14,7 +14,8 @@ from runcap.guardrails import (
 )
 from runcap.guardrails.estimate import Measured
 from runcap.guardrails.testing import Reply
-from runcap.integrations.langchain.messages import Walk, Walks, base_size, measure
+from runcap.integrations.langchain.messages import Walk, Walks
+from runcap.integrations.langchain.parts import base_size, measure
 from runcap.integrations.langchain.request import Described, describe
 
 from .conftest import Serve, Watch, openai
@@ -62,7 +63,7 @@ def test_many_choices_multiply_however_they_are_named() -> None:
         ({"model_kwargs": {"prompt": {"id": "p1"}}}, {}),
         ({}, {"mcp_servers": [{"url": "x"}]}),
         ({}, {"container": {"skills": []}}),
-        ({}, {"inference_geo": "us"}),
+        ({}, {"inference_geo": "eu"}),
     ],
 )
 def test_state_and_features_on_the_servers_side_are_not_bounded(params: Any, constructor: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,8 +93,10 @@ _NESTED = ("model_kwargs", "extra_body")
 # Settings that let a request cost more than its own text and caps say: server-side state, hosted features, surcharges.
 _UNBOUNDED = (
     *("previous_response_id", "use_previous_response_id", "conversation", "prompt", "mcp_servers", "container"),
-    *("context_management", "inference_geo", "cached_content", "web_search_options", "search_parameters", "background"),
+    *("context_management", "cached_content", "web_search_options", "search_parameters", "background"),
 )
+_PRICED_REGIONS = ("global", "us")
+_OPENAI = "api.openai.com"
 
 
 def describe(call: Described, walk: Walk, *, call_id: str, parent_id: str | None) -> Request:
@@ -109,10 +112,11 @@ def describe(call: Described, walk: Walk, *, call_id: str, parent_id: str | None
         choices=max((value for name in _CHOICES for value in call.everywhere(name) if _is_count(value)), default=1),
         stream=bool(call.params.get("stream") or call.params.get("streaming")),
         attempts_seen=_no_retries(call),
-        cache_writes=_cache_writes(call.provider, walk.writes),
+        cache_writes=_cache_writes(call, walk.writes),
         context=_context(call),
-        bounded=not any(any(call.everywhere(name)) for name in _UNBOUNDED),
+        bounded=_is_bounded(call),
         audio=_speaks(call),
+        regional=_is_regional(call),
     )
 
 
@@ -140,9 +144,32 @@ def _speaks(call: Described) -> bool:
     return any("audio" in value for value in call.everywhere("modalities")) or bool(call.everywhere("audio"))
 
 
-def _cache_writes(provider: str | None, asked: CacheWrites) -> CacheWrites:
+def _is_bounded(call: Described) -> bool:
+    # An `inference_geo` that has no published surcharge may have any.
+    known = all(geo in _PRICED_REGIONS for geo in call.everywhere("inference_geo"))
+    return known and not any(any(call.everywhere(name)) for name in _UNBOUNDED)
+
+
+def _is_regional(call: Described) -> bool:
+    if "us" in call.sent("inference_geo"):
+        return True
+    if call.provider != "openai":
+        return False
+    told = call.everywhere("openai_api_base") or call.everywhere("base_url")
+    return any(_is_regional_host(url) for url in told or (os.environ.get("OPENAI_BASE_URL"),))
+
+
+def _is_regional_host(url: object) -> bool:
+    """`https://eu.api.openai.com/v1`, for one: OpenAI keeps the call to that region."""
+    host = str(url or "").partition("://")[2].partition("/")[0].partition(":")[0].lower()
+    return host.endswith(f".{_OPENAI}")
+
+
+def _cache_writes(call: Described, asked: CacheWrites) -> CacheWrites:
+    if any(isinstance(how, Mapping) and how.get("ttl") == "12h" for how in call.sent("prompt_cache_options")):
+        return "12h"
     # Claude writes a cache only where the request says so; others cache by themselves and may bill the write.
-    return asked if provider in ("anthropic", "aws") or asked == "1h" else "5m"
+    return asked if call.provider in ("anthropic", "aws") or asked == "1h" else "5m"
 
 
 def _context(call: Described) -> PriceContext | None:
