@@ -112,6 +112,9 @@ class NoOp(BaseCallbackHandler):
 
     run_inline = True
 
+    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing; without it LangChain would make one string of all messages for `on_llm_start`."""
+
 
 class NullExporter(SpanExporter):
     """Takes spans and forgets them."""
@@ -124,6 +127,7 @@ class NullExporter(SpanExporter):
 @tool
 def weather(city: str) -> str:
     """The weather in a city."""
+    del city
     return "Rain, 12 degrees, wind from the west."
 
 

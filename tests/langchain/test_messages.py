@@ -9,7 +9,8 @@ from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemM
 from pydantic import BaseModel
 
 from runcap.guardrails.estimate import IMAGE_BOUND_OTHERWISE, MESSAGE_FRAMING, Measured
-from runcap.integrations.langchain.messages import Walks, answer_digest, base_size, measure
+from runcap.integrations.langchain.messages import Walks, answer_digest
+from runcap.integrations.langchain.parts import base_size, measure
 
 BASE = base_size("gpt-4o", "openai", {})
 SYSTEM, USER = SystemMessage("be brief"), HumanMessage("hello")
@@ -160,4 +161,4 @@ def test_a_run_remembers_few_prompts() -> None:
     walks = Walks()
     for number in range(50):
         walks.walk(base_size(f"m{number}", None, {}), [USER], Measured())
-    assert len(walks._last) <= 8
+    assert len(walks) <= 8

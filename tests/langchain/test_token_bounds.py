@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
 from runcap.guardrails.estimate import MESSAGE_FRAMING, Measured
-from runcap.integrations.langchain.messages import Walks, base_size, measure
+from runcap.integrations.langchain.messages import Walks
+from runcap.integrations.langchain.parts import base_size, measure
 
 from .count_tokens import COUNTS, texts
 

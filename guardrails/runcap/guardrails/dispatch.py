@@ -17,7 +17,7 @@ class Dispatcher:
 
     def __init__(self, sinks: Sequence[Sink] | None) -> None:
         self._sinks: tuple[Sink, ...] | None = None if sinks is None else tuple(sinks)
-        self._local = threading.local()
+        self._waiting: dict[int, deque[Event]] = {}
         self._reported: set[tuple[int, str]] = set()
 
     def default(self, sinks: Sequence[Sink]) -> None:
@@ -27,16 +27,20 @@ class Dispatcher:
 
     def emit(self, event: Event) -> None:
         """Deliver an event; one thread's events never overlap, even when a finalizer interrupts a sink."""
-        waiting: deque[Event] | None = getattr(self._local, "waiting", None)
+        if not self._sinks:
+            return
+        thread = threading.get_ident()
+        waiting = self._waiting.get(thread)
         if waiting is not None:
             waiting.append(event)
             return
-        waiting = self._local.waiting = deque([event])
+        waiting = self._waiting[thread] = deque()
         try:
+            self._deliver(event)
             while waiting:
                 self._deliver(waiting.popleft())
         finally:
-            self._local.waiting = None
+            del self._waiting[thread]
 
     def _deliver(self, event: Event) -> None:
         for index, sink in enumerate(self._sinks or ()):

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 from threading import Lock
+from typing import NamedTuple
 
 from .amounts import Amounts
 from .ratecard import CacheWrites, RateCard
 from .recent import Recent
-from .usage import Usage
 
 MESSAGE_FRAMING = 12
 """Tokens around one message or tool schema, at most: role, separators, names of fields."""
@@ -22,8 +22,12 @@ MESSAGE_FRAMING = 12
 EXPECTED_FRAMING = 4
 """Tokens around one message, typically."""
 
-STRICT_CLAUDE = 2.1
-"""Claude tokens per byte of adversarial, normalised text (natural text stays below 1); for `Budget(strict=True)`."""
+STRICT_OTHERWISE = 2.1
+"""Tokens per byte of adversarial, normalised text for the newest Claude (natural text stays below 1); for
+`Budget(strict=True)`. Tokenizers that normalise turn one character into many (U+FDFA: 3 bytes, 15 tokens), and whose
+tokenizer a reseller runs is not known, so OpenAI's alone, which does not, is taken at a token a byte."""
+
+_BYTE_LEVEL = "openai"
 
 EXPECTED_PER_BYTE = {"openai": 0.30, "azure": 0.30, "anthropic": 0.47}
 EXPECTED_PER_BYTE_OTHERWISE = 0.47
@@ -50,8 +54,7 @@ _MEASURED = 16_384
 _WEIGHT = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(NamedTuple):
     """What is known of a call's input without sending it.
 
     `measured` tokens were counted by the provider in an earlier call; the bytes, messages (tool schemas count as one
@@ -74,22 +77,33 @@ class Prompt:
     def most(self, provider: str | None, *, strict: bool = False) -> int:
         """The most input tokens this can be."""
         size = self.ascii_bytes + self.wide_bytes
-        if strict and provider in _CLAUDE:
-            size = ceil(STRICT_CLAUDE * max(size, self.normalised_bytes))
-        images = self.images * IMAGE_BOUND.get(provider or "", IMAGE_BOUND_OTHERWISE)
-        return (
-            self.measured + size + MESSAGE_FRAMING * self.messages + images + self._tool_prompt(provider, TOOL_PROMPT)
-        )
+        if strict and provider != _BYTE_LEVEL:
+            size = ceil(STRICT_OTHERWISE * max(size, self.normalised_bytes))
+        most = self.measured + size + MESSAGE_FRAMING * self.messages
+        if self.images:
+            most += self.images * IMAGE_BOUND.get(provider or "", IMAGE_BOUND_OTHERWISE)
+        return most + TOOL_PROMPT if self.tools and provider in _CLAUDE else most
 
     def expected(self, provider: str | None) -> int:
         """The input tokens this likely is."""
         rate = EXPECTED_PER_BYTE.get(provider or "", EXPECTED_PER_BYTE_OTHERWISE)
         text = ceil(self.ascii_bytes * rate + self.wide_bytes * EXPECTED_PER_WIDE_BYTE)
         known = self.measured + text + EXPECTED_FRAMING * self.messages + IMAGE_EXPECTED * self.images
-        return known + self._tool_prompt(provider, TOOL_PROMPT_EXPECTED)
+        return known + TOOL_PROMPT_EXPECTED if self.tools and provider in _CLAUDE else known
 
-    def _tool_prompt(self, provider: str | None, tokens: int) -> int:
-        return tokens if self.tools and provider in _CLAUDE else 0
+    def plus(self, new: Prompt) -> Prompt:
+        """This, with `new` after it."""
+        return Prompt(
+            measured=self.measured + new.measured,
+            ascii_bytes=self.ascii_bytes + new.ascii_bytes,
+            wide_bytes=self.wide_bytes + new.wide_bytes,
+            normalised_bytes=self.normalised_bytes + new.normalised_bytes,
+            messages=self.messages + new.messages,
+            images=self.images + new.images,
+            tools=self.tools or new.tools,
+            audio=self.audio or new.audio,
+            bounded=self.bounded and new.bounded,
+        )
 
 
 def expected_tokens(size: int, provider: str | None) -> int:
@@ -97,7 +111,7 @@ def expected_tokens(size: int, provider: str | None) -> int:
     return ceil(size * EXPECTED_PER_BYTE.get(provider or "", EXPECTED_PER_BYTE_OTHERWISE))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Estimate:
     """Bound and expected value of a call. `soft_because` says why the bound is no bound; empty when it is one."""
 
@@ -149,34 +163,33 @@ def estimate(
         audio: it brings audio, or asks for it.
         strict: bound adversarial text too.
     """
-    limits = [limit for limit in (output_cap, output_ceiling) if limit is not None]
-    output_most = min(limits) * choices if limits else None
+    most_each = output_cap if output_ceiling is None else min(output_cap or output_ceiling, output_ceiling)
+    output_most = None if most_each is None else most_each * choices
     likely = ceil(typical_output) if typical_output is not None else OUTPUT_EXPECTED * choices
     output_expected = likely if output_most is None else min(likely, output_most)
     input_most = prompt.most(provider, strict=strict)
     input_expected = min(prompt.expected(provider), input_most)
+    most = None
+    if output_most is not None:
+        nano = 0 if card is None else card.most_nano(input_most, output_most, cache_writes, audio=audio)
+        most = Amounts(nano, input_most + output_most, 1)
     return Estimate(
-        input_most=input_most,
-        input_expected=input_expected,
-        output_most=output_most,
-        output_expected=output_expected,
-        most=None if output_most is None else _most(card, input_most, output_most, cache_writes, audio=audio),
-        expected=_expected(card, input_expected, output_expected),
-        soft_because=_soft(prompt, output_cap, attempts_seen=attempts_seen),
+        input_most,
+        input_expected,
+        output_most,
+        output_expected,
+        most,
+        _expected(card, input_expected, output_expected),
+        () if output_cap and attempts_seen and prompt.bounded else _soft(prompt, output_cap, attempts_seen),
     )
 
 
-def _most(card: RateCard | None, input_tokens: int, output_tokens: int, writes: CacheWrites, *, audio: bool) -> Amounts:
-    nano = 0 if card is None else card.most_nano(input_tokens, output_tokens, writes, audio=audio)
-    return Amounts(nano=nano, tokens=input_tokens + output_tokens, steps=1)
-
-
 def _expected(card: RateCard | None, input_tokens: int, output_tokens: int) -> Amounts:
-    nano = 0 if card is None else card.nano(Usage(input_tokens, output_tokens))
-    return Amounts(nano=nano, tokens=input_tokens + output_tokens, steps=1)
+    nano = 0 if card is None else card.expected_nano(input_tokens, output_tokens)
+    return Amounts(nano, input_tokens + output_tokens, 1)
 
 
-def _soft(prompt: Prompt, output_cap: int | None, *, attempts_seen: bool) -> tuple[str, ...]:
+def _soft(prompt: Prompt, output_cap: int | None, attempts_seen: bool) -> tuple[str, ...]:
     reasons = []
     if output_cap is None:
         reasons.append("no output cap in the request (set max_tokens)")
@@ -187,7 +200,7 @@ def _soft(prompt: Prompt, output_cap: int | None, *, attempts_seen: bool) -> tup
     return tuple(reasons)
 
 
-class Measured(Recent[bytes, int]):
+class Measured(Recent[int, int]):
     """Token counts the providers gave, by digest of what was counted; the most recent 16,384."""
 
     def __init__(self) -> None:

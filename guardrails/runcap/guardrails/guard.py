@@ -6,7 +6,6 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Literal
 from weakref import WeakMethod
 
@@ -145,8 +144,10 @@ class Guard:
         Raises:
             BudgetExceeded: it would be the default run, and the guard was made with `unscoped="refuse"`.
         """
-        alive = (outer for outer in (run.outward() if run is not None else ()) if not outer.ended)
-        run = next(alive, None) or self.current_run()
+        for outer in run.outward() if run is not None else ():
+            if not outer.ended:
+                return outer
+        run = self.current_run()
         if run is not None:
             return run
         if self._unscoped == "share":
@@ -191,26 +192,26 @@ class Guard:
         self.calls.drain()
         run = self.scope(run, request.model)
         try:
-            prepared = self._prepare(request, run)
-            grant = drive(self._admission(request, run, prepared[0]), self.ledger)
+            known, card = self._prepare(request, run)
+            grant = drive(self._admission(request, run, known), self.ledger)
         except Refused as refused:
             raise self._refused(request.call_id, request.parent_id, run, refused, request) from refused.__cause__
-        return self._permit(request, run, prepared, grant)
+        return self._permit(request, run, known, card, grant)
 
     async def aadmit(self, request: Request, run: Run | None = None) -> Permit:
         """`admit`, without blocking the loop."""
         self.calls.drain()
         run = self.scope(run, request.model)
         try:
-            prepared = self._prepare(request, run)
-            grant = await adrive(self._admission(request, run, prepared[0]), self.ledger)
+            known, card = self._prepare(request, run)
+            grant = await adrive(self._admission(request, run, known), self.ledger)
         except asyncio.CancelledError:
             # It may have landed, or land yet: a release frees it, or leaves a tombstone for it to land on.
             await asyncio.shield(self.ledger.arelease(request.call_id))
             raise
         except Refused as refused:
             raise self._refused(request.call_id, request.parent_id, run, refused, request) from refused.__cause__
-        return self._permit(request, run, prepared, grant)
+        return self._permit(request, run, known, card, grant)
 
     def admit_tool(self, call_id: str, run: Run | None = None, parent_id: str | None = None) -> None:
         """Count a tool call, or refuse it.
@@ -230,10 +231,12 @@ class Guard:
     def ended(self, permit: Permit, settlement: Settlement | None) -> None:
         """A permit ended: forget it, warn, and close runs that were waiting for it."""
         self.calls.end(permit)
-        for run, balance in zip(permit.run.outward(), settlement.balances if settlement else (), strict=False):
+        chain = permit.run.outward()
+        for run, balance in zip(chain, settlement.balances if settlement else (), strict=False):
             run.warn(balance)
-        for run in permit.run.outward():
-            run.close_when_idle()
+        for run in chain:
+            if run.ended:
+                run.close_when_idle()
 
     # Sinks
 
@@ -259,9 +262,10 @@ class Guard:
     def _prepare(self, request: Request, run: Run) -> tuple[Estimate, RateCard | None]:
         self._check_clock(run, request.model)
         card = self._card(request, run)
-        strict = any(outer.budget is not None and outer.budget.strict for outer in run.outward())
+        strict = run.strict
+        prompt = request.prompt
         known = estimate(
-            replace(request.prompt, bounded=request.prompt.bounded and request.bounded),
+            prompt if request.bounded else prompt._replace(bounded=False),
             provider=request.provider,
             card=card,
             output_cap=request.output_cap,
@@ -270,7 +274,7 @@ class Guard:
             typical_output=self.typical_output.get(request.model),
             attempts_seen=request.attempts_seen,
             cache_writes=request.cache_writes,
-            audio=request.audio or request.prompt.audio,
+            audio=request.audio or prompt.audio,
             strict=strict,
         )
         if strict and not known.hard:
@@ -297,10 +301,9 @@ class Guard:
         raise UnpricedModel(RefusalDetails(reason=reason, way_out=way_out, run_id=run.id, model=request.model))
 
     def _check_clock(self, run: Run, model: str | None) -> None:
-        for outer in run.outward():
+        for outer in run.timed:
             seconds = outer.budget.seconds if outer.budget else None
-            elapsed = outer.elapsed()
-            if seconds is not None and elapsed >= seconds:
+            if seconds is not None and (elapsed := outer.elapsed()) >= seconds:
                 raise BudgetExceeded(
                     RefusalDetails(
                         reason="budget exceeded",
@@ -314,11 +317,12 @@ class Guard:
                 )
 
     def _admission(self, request: Request, run: Run, known: Estimate) -> Steps[Grant]:
-        offer = Offer(most=known.hold, least=known.hold, expected=known.expected)
+        hold = known.hold
+        offer = Offer(most=hold, least=hold, expected=known.expected)
         return admit(request.call_id, (offer,), run.accounts, request.model)
 
-    def _permit(self, request: Request, run: Run, prepared: tuple[Estimate, RateCard | None], grant: Grant) -> Permit:
-        permit = Permit(self, run, request, *prepared, grant)
+    def _permit(self, request: Request, run: Run, known: Estimate, card: RateCard | None, grant: Grant) -> Permit:
+        permit = Permit(self, run, request, known, card, grant)
         self.calls.begin(permit)
         self.emit(
             CallStarted(

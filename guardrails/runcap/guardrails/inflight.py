@@ -24,6 +24,7 @@ class InFlight:
         self._claims: dict[str, tuple[object]] = {}
         self._tasks: WeakKeyDictionary[asyncio.Task[object], set[str]] = WeakKeyDictionary()
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, set[str]] = WeakKeyDictionary()
+        self._reaped_with: dict[str, tuple[set[str], set[str]]] = {}
         self._deferred: deque[Callable[[], None]] = deque()
         with _adding:
             _every.add(self)
@@ -57,7 +58,9 @@ class InFlight:
         if permit.state == "unknown":
             self._unsure.put(permit.call_id, permit)
         self._permits.pop(permit.call_id, None)
-        self.unclaim(permit.call_id)
+        self._claims.pop(permit.call_id, None)
+        for calls in self._reaped_with.pop(permit.call_id, ()):
+            calls.discard(permit.call_id)
 
     def reap(self, call_id: str, error_type: str = "CancelledError") -> None:
         """End a call nobody will report on any more: charged what was seen, the rest unknown."""
@@ -67,20 +70,18 @@ class InFlight:
 
     def reap_with_task(self, permit: Permit) -> None:
         """Reap this call when the current task is done, should nobody have ended it by then."""
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:
-            return
+        task = asyncio.current_task() if asyncio._get_running_loop() is not None else None  # noqa: SLF001 - an error costs more
         if task is None:
             return
         with _adding:
-            if task not in self._tasks:
-                self._tasks[task] = set()
+            of_task = self._tasks.get(task)
+            if of_task is None:
+                of_task = self._tasks[task] = set()
                 task.add_done_callback(self._task_done)
-            both = (self._tasks[task], self._loops.setdefault(task.get_loop(), set()))
-        for calls in both:
-            calls.difference_update([one for one in tuple(calls) if one not in self._permits])
-            calls.add(permit.call_id)
+            of_loop = self._loops.setdefault(task.get_loop(), set())
+        of_task.add(permit.call_id)
+        of_loop.add(permit.call_id)
+        self._reaped_with[permit.call_id] = (of_task, of_loop)
 
     def defer(self, action: Callable[[], None]) -> None:
         """Leave an action to the next use of the guard; safe in finalizers, which may run anywhere."""
@@ -88,10 +89,8 @@ class InFlight:
 
     def drain(self) -> None:
         """Do what finalizers left, and end the calls of loops that were closed under them."""
-        with _adding:
-            closed = [self._loops.pop(loop) for loop in list(self._loops) if loop.is_closed()]
-        for call_id in (call_id for calls in closed for call_id in calls):
-            self.reap(call_id)
+        if self._loops:
+            self._drain_closed()
         while self._deferred:
             try:
                 action = self._deferred.popleft()
@@ -99,8 +98,14 @@ class InFlight:
                 return
             action()
 
+    def _drain_closed(self) -> None:
+        with _adding:
+            closed = [self._loops.pop(loop) for loop in list(self._loops) if loop.is_closed()]
+        for call_id in [call_id for calls in closed for call_id in calls]:
+            self.reap(call_id)
+
     def _task_done(self, task: asyncio.Task[object]) -> None:
-        for call_id in self._tasks.pop(task, ()):
+        for call_id in tuple(self._tasks.pop(task, ())):
             permit = self._permits.get(call_id)
             # A stream may be read by one task a chunk: it goes on, and its own end is reported.
             if permit is not None and not permit.streamed:

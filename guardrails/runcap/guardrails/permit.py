@@ -11,7 +11,7 @@ from .estimate import Estimate, expected_tokens
 from .events import CallEnded, CallReconciled, State
 from .ledger import Balance, Grant, LedgerError, Settlement
 from .pricing import NoPrice
-from .ratecard import RateCard, Unpriced
+from .ratecard import BILLED, RateCard, Unpriced
 from .request import Request, Response
 from .usage import Usage
 
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("runcap")
 
 _NOTHING = Response()
-
-BILLED = "provider"
-"""The source of a cost that the provider itself gave."""
+_UNBOOKED = (ZERO, ZERO, Usage())
 
 
 class Permit:
@@ -37,6 +35,7 @@ class Permit:
     def __init__(
         self, guard: Guard, run: Run, request: Request, estimate: Estimate, card: RateCard | None, grant: Grant
     ) -> None:
+        self.call_id = request.call_id
         self.request = request
         self.estimate = estimate
         self.grant = grant
@@ -47,16 +46,11 @@ class Permit:
         self._card = card
         self._open = [True]  # popping is atomic: whoever pops ends the permit
         self._state: State | None = None
-        self._booked = (Amounts(), Amounts(), Usage())
+        self._booked = _UNBOOKED
         self._seen_bytes = 0
         self.streamed = False
         self.note: object = None
         """The adapter's own."""
-
-    @property
-    def call_id(self) -> str:
-        """The id of the call."""
-        return self.request.call_id
 
     @property
     def state(self) -> State | None:
@@ -172,8 +166,8 @@ class Permit:
             return card.nano(usage)
         except Unpriced as error:
             self._guard.say_once(f"{self.request.model}: {error}; its calls cost more than is shown")
-            text = Usage(usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens)
-            return card.nano(text)
+            known = replace(usage, input_audio_tokens=0, output_audio_tokens=0, web_searches=0)
+            return card.nano(known)
 
     def _settle_card(self, response: Response) -> RateCard | None:
         request, card = self.request, self._card

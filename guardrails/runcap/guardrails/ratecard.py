@@ -15,6 +15,9 @@ _CEILING = Context(prec=60, rounding=ROUND_CEILING)
 OVERRIDE = "override"
 """The source of a price the user gave in code; one from a file names the file and its hash."""
 
+BILLED = "provider"
+"""The source of a cost that the provider itself gave."""
+
 CacheWrites = Literal["none", "5m", "1h", "12h"]
 """The dearest cache write a request can cause, by how long it lasts. OpenAI's 30 minutes count as the short one."""
 
@@ -150,6 +153,12 @@ class RateCard:
         if usage.input_audio_tokens or usage.output_audio_tokens or usage.output_image_tokens:
             total += _media(rates, usage)
         return _half_even(total) + self.per_request + self._searches(usage)
+
+    def expected_nano(self, input_tokens: int, output_tokens: int) -> int:
+        """The price of plain text, uncached, rounded down."""
+        rates = self.rates(input_tokens)
+        total = rates.plain_input * input_tokens + _of(rates.output, output_tokens, "output tokens")
+        return total // _MILLION + self.per_request
 
     def most_nano(self, input_tokens: int, output_tokens: int, writes: CacheWrites, *, audio: bool = False) -> int:
         """The dearest that at most these tokens can cost, rounded up: no usage within them costs more.

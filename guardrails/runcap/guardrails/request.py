@@ -10,9 +10,9 @@ from .pricing import PriceContext
 from .ratecard import CacheWrites
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Request:
-    """A model call about to be made.
+    """A model call about to be made; not to be changed afterwards.
 
     `output_cap` is what the request itself says, tokens a choice; `output_ceiling` what the model can do.
     `attempts_seen` is True only where the client makes no retries of its own. `bounded` is False where settings let the
@@ -37,10 +37,30 @@ class Request:
     regional: bool = False
     parent_id: str | None = None
 
+    def with_prompt(self, prompt: Prompt, *, call_id: str, parent_id: str | None) -> Request:
+        """The same call with another prompt."""
+        return Request(
+            call_id=call_id,
+            model=self.model,
+            provider=self.provider,
+            prompt=prompt,
+            output_cap=self.output_cap,
+            output_ceiling=self.output_ceiling,
+            choices=self.choices,
+            stream=self.stream,
+            attempts_seen=self.attempts_seen,
+            cache_writes=self.cache_writes,
+            context=self.context,
+            bounded=self.bounded,
+            audio=self.audio,
+            regional=self.regional,
+            parent_id=parent_id,
+        )
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(slots=True, kw_only=True)
 class Response:
-    """What the provider said about itself in its answer.
+    """What the provider said about itself in its answer; not to be changed afterwards.
 
     `context` is None where it did not say how it was served; `regional` is True where it said it kept to one region.
     `billed_nano` is what it said it charges for the call, in nano-dollars; that is then the cost, whatever prices say.

@@ -6,13 +6,13 @@ import functools
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from .amounts import ZERO, Amounts
+from .amounts import UNITS, ZERO, Amounts
 from .budget import Budget
 from .events import BudgetWarned, RunInfo, RunToppedUp
 from .ledger import Account, Balance
@@ -26,6 +26,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _NO_USAGE = Usage()
+_COUNTED = 256
+"""How many calls' tokens wait to be added up, which nobody may ever ask for."""
 
 ambient: ContextVar[Run | None] = ContextVar("runcap_run", default=None)
 """The innermost `with guard.run(...)` of this context, of whichever guard."""
@@ -58,8 +60,10 @@ class Run:
         self._ended = False
         self._verdict: str | None = None
         self._warned: dict[tuple[str, float], object] = {}
-        self._usage = Usage()
+        self._totals = list(_NO_USAGE.counts())
         self._counted: deque[tuple[Usage, Usage, bool]] = deque()
+        self._chain: tuple[Run, ...] = (self, *(parent.outward() if parent else ()))
+        self._watched = _watched(budget)
         self._counting = threading.Lock()
         self._unpriced = 0
         self.notes: dict[Any, Any] = {}
@@ -73,6 +77,11 @@ class Run:
             tags={**(parent.info.tags if parent else {}), **(tags or {})},
             budget=budget,
         )
+        above = parent.timed if parent else ()
+        self.timed: tuple[Run, ...] = (self, *above) if budget and budget.seconds is not None else above
+        """This run and those around it, as far as they have a cap on seconds."""
+        self.strict: bool = bool(budget and budget.strict) or bool(parent and parent.strict)
+        """A budget it spends from refuses calls that are not hard."""
 
     def __repr__(self) -> str:
         return f"<Run {self.id} spent {self.spent_usd} held {self.held_usd} steps {self.steps}>"
@@ -134,7 +143,7 @@ class Run:
     def usage(self) -> Usage:
         """Tokens of all calls that ended."""
         self._fold()
-        return self._usage
+        return Usage(*self._totals)
 
     @property
     def stopped(self) -> str | None:
@@ -235,12 +244,9 @@ class Run:
         """The run is over; no call can join it."""
         return self._ended
 
-    def outward(self) -> Iterator[Run]:
+    def outward(self) -> tuple[Run, ...]:
         """This run and the runs around it, inside out."""
-        run: Run | None = self
-        while run is not None:
-            yield run
-            run = run.parent
+        return self._chain
 
     def enclosing(self) -> Run | None:
         """The run that was ambient when this one was entered, of whichever guard."""
@@ -259,7 +265,8 @@ class Run:
         self._counted.append((usage, instead_of, priced))
         if self.parent is not None:
             self.parent.count(usage, priced=priced, instead_of=instead_of)
-        self._fold(wait=False)
+        if len(self._counted) > _COUNTED:
+            self._fold(wait=False)
 
     def reconciled(self, charged: Amounts, unknown: Amounts, charge: Amounts) -> None:
         """Correct the last balances of runs that ended before a call's usage arrived."""
@@ -270,15 +277,12 @@ class Run:
 
     def warn(self, balance: Balance) -> None:
         """Emit a `BudgetWarned` for every share of a cap that was reached for the first time."""
-        if self.budget is None:
-            return
-        for name, cap, spent in zip(("usd", "tokens", "steps", "tool_calls"), balance.caps, balance.spent, strict=True):
-            if cap is None:
-                continue
-            for share in self.budget.warn_at:
-                if spent >= cap * share and self._first((name, share)):
-                    now = self._guard.clock.time_ns()
-                    self._guard.emit(BudgetWarned(time_ns=now, run=self.info, unit=name, share=share, balance=balance))
+        for unit, share in self._watched:
+            cap = balance.caps[unit]
+            if cap is not None and balance.spent[unit] >= cap * share and self._first((UNITS[unit], share)):
+                now = self._guard.clock.time_ns()
+                warned = BudgetWarned(time_ns=now, run=self.info, unit=UNITS[unit], share=share, balance=balance)
+                self._guard.emit(warned)
 
     def tell_if_stopped(self) -> None:
         """Emit `RunStopped`, once, if the run was stopped: by its cap, by `stop()`, or in another process."""
@@ -329,10 +333,19 @@ class Run:
         try:
             while self._counted:
                 usage, before, priced = self._counted.popleft()
-                self._usage = self._usage.replacing(before, usage)
+                terms = zip(self._totals, usage.counts(), before.counts(), strict=True)
+                self._totals = [total + new - old for total, new, old in terms]
                 self._unpriced += not priced
         finally:
             self._counting.release()
+
+
+def _watched(budget: Budget | None) -> tuple[tuple[int, float], ...]:
+    """Each capped unit with each share of it to warn at; a cap can be raised, but not come or go."""
+    if budget is None:
+        return ()
+    capped = [unit for unit, cap in enumerate(budget.caps) if cap is not None]
+    return tuple((unit, share) for share in budget.warn_at for unit in capped)
 
 
 def _extra(usd: Money | None, steps: int, tool_calls: int, tokens: int) -> Amounts:

@@ -85,11 +85,6 @@ class Usage:
             self.web_searches,
         )
 
-    def replacing(self, before: Usage, after: Usage) -> Usage:
-        """This sum with one of its terms, `before`, replaced by `after`."""
-        terms = zip(self.counts(), before.counts(), after.counts(), strict=True)
-        return Usage(*(total - old + new for total, old, new in terms))
-
     def __add__(self, other: object) -> Usage:
         if not isinstance(other, Usage):
             return NotImplemented

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from runcap.guardrails.amounts import UNITS
+from runcap.guardrails.amounts import HELD_UNITS, UNITS
 from runcap.guardrails.events import CallEnded, CallRefused, RunInfo
 from runcap.guardrails.ledger import Balance
-from runcap.guardrails.money import to_usd
+from runcap.guardrails.money import NANO
+from runcap.guardrails.ratecard import BILLED
 
 from . import semconv as sc
 
@@ -26,53 +27,41 @@ def of_run(run: RunInfo, operation: str) -> dict[str, Value]:
     return attributes
 
 
-def of_request(event: CallEnded) -> dict[str, Value]:
-    """What was known when the call was made."""
+def of_call(event: CallEnded) -> dict[str, Value]:
+    """All of a call: what was asked, what it turned out to be, and the budget after it. Unknown cost is absent."""
     attributes = of_run(event.run, sc.OPERATION_CHAT)
     attributes[sc.REQUEST_STREAM] = event.stream
     attributes[sc.STEP] = event.step
     attributes[sc.GUARANTEE] = event.guarantee
-    if event.model is not None:
-        attributes[sc.REQUEST_MODEL] = event.model
+    attributes[sc.CALL_STATE] = event.state
     if event.provider is not None:
         attributes[sc.PROVIDER_NAME] = sc.PROVIDERS.get(event.provider, event.provider)
-    if event.output_cap is not None:
-        attributes[sc.REQUEST_MAX_TOKENS] = event.output_cap
-    return attributes
-
-
-def of_response(event: CallEnded) -> dict[str, Value]:
-    """What the call turned out to be. Cost that is not known is absent, not zero."""
-    attributes: dict[str, Value] = {sc.CALL_STATE: event.state}
-    if event.response_model is not None:
-        attributes[sc.RESPONSE_MODEL] = event.response_model
-    if event.response_id is not None:
-        attributes[sc.RESPONSE_ID] = event.response_id
+    for name, told in (
+        (sc.REQUEST_MODEL, event.model),
+        (sc.REQUEST_MAX_TOKENS, event.output_cap),
+        (sc.RESPONSE_MODEL, event.response_model),
+        (sc.RESPONSE_ID, event.response_id),
+        (sc.ERROR_TYPE, event.error_type),
+    ):
+        if told is not None:
+            attributes[name] = told
     if event.finish_reasons:
         attributes[sc.RESPONSE_FINISH_REASONS] = event.finish_reasons
     if event.cached:
         attributes[sc.CALL_CACHED] = True
     if event.unknown_nano:
         attributes[sc.CALL_UNKNOWN_USD] = dollars(event.unknown_nano)
-    if event.error_type is not None:
-        attributes[sc.ERROR_TYPE] = event.error_type
-    return attributes | _of_usage(event) | _of_cost(event)
+    _add_usage(attributes, event)
+    _add_cost(attributes, event)
+    if event.balance is not None:
+        _add_balance(attributes, event.balance)
+    return attributes
 
 
 def of_balance(balance: Balance) -> dict[str, Value]:
     """Every cap with what is used of it: `runcap.budget.usd.cap`, `.spent`, `.held`, `.unknown`, `.remaining`."""
     attributes: dict[str, Value] = {}
-    for index, unit in enumerate(UNITS):
-        cap, free = balance.caps[index], balance.free(index)
-        if cap is None or free is None:
-            continue
-        figures = {"cap": cap, "spent": balance.spent[index], "remaining": free}
-        if unit in ("usd", "tokens"):
-            figures |= {"held": balance.held[index], "unknown": balance.unknown[index]}
-        for name, figure in figures.items():
-            attributes[f"{sc.BUDGET}{unit}.{name}"] = dollars(figure) if unit == "usd" else figure
-    if balance.stopped is not None:
-        attributes[sc.STOPPED] = balance.stopped
+    _add_balance(attributes, balance)
     return attributes
 
 
@@ -96,32 +85,47 @@ def of_refusal(event: CallRefused) -> dict[str, Value]:
 
 
 def dollars(nano: int) -> float:
-    """Dollars as the double that attributes hold."""
-    return float(to_usd(nano))
+    """Dollars as the double that attributes hold: the one nearest to the exact amount."""
+    return nano / NANO
 
 
-def _of_usage(event: CallEnded) -> dict[str, Value]:
+def _add_usage(attributes: dict[str, Value], event: CallEnded) -> None:
     usage = event.usage
     if usage is None:
-        return {}
-    attributes: dict[str, Value] = {
-        sc.USAGE_INPUT_TOKENS: usage.input_tokens,
-        sc.USAGE_OUTPUT_TOKENS: usage.output_tokens,
-    }
-    parts = {
-        sc.USAGE_CACHE_READ_TOKENS: usage.cache_read_tokens,
-        sc.USAGE_CACHE_WRITE_TOKENS: usage.cache_write_tokens,
-        sc.USAGE_REASONING_TOKENS: usage.reasoning_tokens,
-    }
-    return attributes | {name: count for name, count in parts.items() if count}
+        return
+    attributes[sc.USAGE_INPUT_TOKENS] = usage.input_tokens
+    attributes[sc.USAGE_OUTPUT_TOKENS] = usage.output_tokens
+    if usage.cache_read_tokens:
+        attributes[sc.USAGE_CACHE_READ_TOKENS] = usage.cache_read_tokens
+    if usage.cache_write_tokens:
+        attributes[sc.USAGE_CACHE_WRITE_TOKENS] = usage.cache_write_tokens
+    if usage.reasoning_tokens:
+        attributes[sc.USAGE_REASONING_TOKENS] = usage.reasoning_tokens
 
 
-def _of_cost(event: CallEnded) -> dict[str, Value]:
+def _add_cost(attributes: dict[str, Value], event: CallEnded) -> None:
     if event.cost_nano is None:
-        return {}
-    attributes: dict[str, Value] = {
-        sc.COST_AMOUNT: dollars(event.cost_nano),
-        sc.COST_CURRENCY: sc.CURRENCY_USD,
-        sc.COST_SOURCE: sc.SOURCE_LOCAL,
-    }
-    return attributes | ({sc.PRICE_SOURCE: event.price_source} if event.price_source else {})
+        return
+    attributes[sc.COST_AMOUNT] = dollars(event.cost_nano)
+    attributes[sc.COST_CURRENCY] = sc.CURRENCY_USD
+    attributes[sc.COST_SOURCE] = sc.SOURCE_PROVIDER if event.price_source == BILLED else sc.SOURCE_LOCAL
+    if event.price_source:
+        attributes[sc.PRICE_SOURCE] = event.price_source
+
+
+def _add_balance(attributes: dict[str, Value], balance: Balance) -> None:
+    for unit, cap in enumerate(balance.caps):
+        if cap is None:
+            continue
+        names, spent, free = _BUDGET[unit], balance.spent[unit], balance.free(unit) or 0
+        shown = dollars if unit == 0 else int
+        attributes[names[0]], attributes[names[1]], attributes[names[2]] = shown(cap), shown(spent), shown(free)
+        if unit < HELD_UNITS:
+            attributes[names[3]], attributes[names[4]] = shown(balance.held[unit]), shown(balance.unknown[unit])
+    if balance.stopped is not None:
+        attributes[sc.STOPPED] = balance.stopped
+
+
+_BUDGET = [
+    [f"{sc.BUDGET}{unit}.{figure}" for figure in ("cap", "spent", "remaining", "held", "unknown")] for unit in UNITS
+]

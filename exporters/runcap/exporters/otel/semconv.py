@@ -41,6 +41,7 @@ COST_CURRENCY: Final = "gen_ai.usage.cost.currency"
 COST_SOURCE: Final = "gen_ai.usage.cost.source"
 CURRENCY_USD: Final = "USD"
 SOURCE_LOCAL: Final = "local"
+SOURCE_PROVIDER: Final = "provider"
 
 # Our own.
 RUN_ID: Final = "runcap.run.id"

@@ -23,7 +23,7 @@ from runcap.guardrails.events import (
 )
 
 from . import semconv as sc
-from .attributes import Value, dollars, of_balance, of_refusal, of_request, of_response, of_run
+from .attributes import Value, dollars, of_balance, of_call, of_refusal, of_run
 
 _FAILED = frozenset({"refused", "error"})
 
@@ -98,7 +98,7 @@ class OTelSink:
 
     def _call_ended(self, event: CallEnded) -> None:
         context, agent_name = self._calls.pop(event.call_id, (None, None))
-        attributes = of_request(event)
+        attributes = of_call(event)
         if agent_name is not None:
             attributes[sc.AGENT_NAME] = agent_name
         span = self._tracer.start_span(
@@ -108,17 +108,15 @@ class OTelSink:
             attributes=attributes,
             start_time=event.started_ns,
         )
-        span.set_attributes(of_response(event))
-        if event.balance is not None:
-            span.set_attributes(of_balance(event.balance))
         if event.error_type is not None and event.error_type not in ("CancelledError", "GeneratorExit"):
             span.set_status(Status(StatusCode.ERROR, event.error_type))
         span.end(event.time_ns)
-        self._roll_up(event)
+        if event.parent_id is not None:
+            self._roll_up(event, event.parent_id)
 
-    def _roll_up(self, event: CallEnded) -> None:
+    def _roll_up(self, event: CallEnded, parent_id: str) -> None:
         with self._lock:
-            live = self._live.get(event.parent_id or "")
+            live = self._live.get(parent_id)
             while live is not None:
                 live.calls += 1
                 if event.usage is not None:

@@ -38,9 +38,8 @@ class _State:
     keys: set[str] = field(default_factory=set)
 
     def balance(self) -> Balance:
-        return Balance(
-            self.id, self.caps, self.spent, self.held, self.unknown, self.expected, self.in_flight, self.stopped
-        )
+        figures = (self.id, self.caps, self.spent, self.held, self.unknown, self.expected, self.in_flight, self.stopped)
+        return _new(Balance, figures)
 
     def room(self, wanted: Amounts, least: Amounts) -> Amounts | None:
         """`wanted`, cut to what is free; None where not even `least` is."""
@@ -56,6 +55,30 @@ class _State:
             cut = cut or list(wanted)
             cut[unit] = max(free, 0)
         return wanted if cut is None else Amounts(*cut)
+
+    def hold(self, amount: Amounts, expected: Amounts) -> None:
+        """Steps and tool calls count at once; dollars and tokens are held."""
+        nano, tokens, steps, tool_calls = amount
+        spent = self.spent
+        self.spent = _new(Amounts, (spent[0], spent[1], spent[2] + steps, spent[3] + tool_calls))
+        if nano or tokens:
+            self.held = _new(Amounts, (self.held[0] + nano, self.held[1] + tokens, 0, 0))
+            self.expected = _new(Amounts, (self.expected[0] + expected[0], self.expected[1] + expected[1], 0, 0))
+            self.in_flight += 1
+
+    def land(self, amount: Amounts, expected: Amounts) -> None:
+        """A hold is over."""
+        self.held = _new(Amounts, (self.held[0] - amount[0], self.held[1] - amount[1], 0, 0))
+        self.expected = _new(Amounts, (self.expected[0] - expected[0], self.expected[1] - expected[1], 0, 0))
+        self.in_flight -= 1
+
+    def charge(self, nano: int, tokens: int) -> None:
+        """Add to what is spent."""
+        spent = self.spent
+        self.spent = _new(Amounts, (spent[0] + nano, spent[1] + tokens, spent[2], spent[3]))
+
+
+_new = tuple.__new__  # see amounts
 
 
 @dataclass(slots=True)
@@ -168,8 +191,9 @@ class MemoryLedger:
         if held is not None:
             return held.grant
         states = [self._state(account) for account in accounts]
+        dead = call_id in self._dead
         for account, state in zip(accounts, states, strict=True):
-            if state.stopped is not None or call_id in self._dead:
+            if dead or state.stopped is not None:
                 return Refusal(call_id, account, state.balance(), None, offers[-1].least)
         for index, offer in enumerate(offers):
             amount: Amounts | None = offer.most
@@ -180,29 +204,25 @@ class MemoryLedger:
         return _no_room(call_id, offers[-1].least, accounts, states)
 
     def _hold(self, call_id: str, index: int, offer: Offer, amount: Amounts, states: list[_State]) -> Grant:
-        held, counted = amount.held_part(), amount.counted_part()
-        in_flight = any(held)
-        expected = offer.expected.held_part() if in_flight else ZERO
         for state in states:
-            state.spent = state.spent.plus(counted)
-            if in_flight:
-                state.held = state.held.plus(held)
-                state.expected = state.expected.plus(expected)
-                state.in_flight += 1
+            state.hold(amount, offer.expected)
         grant = Grant(call_id, index, amount, tuple([state.balance() for state in states]))
-        if in_flight:
-            self._holds[call_id] = _Hold(grant, expected, states)
+        if amount[0] or amount[1]:
+            self._holds[call_id] = _Hold(grant, offer.expected, states)
         return grant
 
     def _settle(self, call_id: str, charge: Amounts, unknown: Amounts) -> Settlement | None:
         hold = self._holds.get(call_id)
         if hold is None:
             return None
-        charge, unknown = charge.held_part(), unknown.held_part()
-        self._land(hold)
+        charge, unknown = charge.held_part(), unknown.held_part() if any(unknown) else ZERO
+        nano, tokens = charge[0] - hold.charged[0], charge[1] - hold.charged[1]
         for state in hold.states:
-            state.spent = state.spent.plus(charge).minus(hold.charged)
-            state.unknown = state.unknown.plus(unknown).minus(hold.unknown)
+            if hold.in_flight:
+                state.land(hold.grant.amount, hold.expected)
+            state.charge(nano, tokens)
+            if unknown is not hold.unknown:
+                state.unknown = state.unknown.plus(unknown).minus(hold.unknown)
         hold.charged, hold.unknown, hold.in_flight = charge, unknown, False
         if not any(unknown):
             del self._holds[call_id]
@@ -213,15 +233,6 @@ class MemoryLedger:
             return self._settle(call_id, ZERO, ZERO)
         self._dead.put(call_id, call_id)
         return None
-
-    def _land(self, hold: _Hold) -> None:
-        if not hold.in_flight:
-            return
-        held = hold.grant.amount.held_part()
-        for state in hold.states:
-            state.held = state.held.minus(held)
-            state.expected = state.expected.minus(hold.expected)
-            state.in_flight -= 1
 
     def _top_up(self, account_id: str, key: str, extra: Amounts) -> bool:
         state = self._known(account_id)

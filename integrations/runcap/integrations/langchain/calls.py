@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 from weakref import ref
@@ -15,28 +15,35 @@ from runcap.guardrails.errors import Refused
 from runcap.guardrails.guard import Guard
 from runcap.guardrails.inflight import release_everywhere
 from runcap.guardrails.permit import Permit
-from runcap.guardrails.ratecard import CacheWrites
-from runcap.guardrails.run import Run
 from runcap.guardrails.usage import Usage
 
 from .errors import bubbling
 from .failures import billing
-from .messages import Walk, Walks, answer_digest, base_size
+from .messages import Walks, answer_digest
 from .nodes import Nodes
 from .quiet import close_pending
-from .request import Described, describe
+from .sketch import Sketches
 from .tree import Node
-from .usage import is_cache_hit, message_of, read_response, read_text_usage, read_usage, tells_ttl, text_of
+from .usage import (
+    StreamUsage,
+    as_asked,
+    is_cache_hit,
+    message_of,
+    read_response,
+    read_text_usage,
+    read_usage,
+    text_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class _Note:
     """What is remembered of a call in flight."""
 
-    end: bytes
-    base: bytes
-    writes: CacheWrites
+    end: int
+    base: int
     watch: ref[object]
+    stream: StreamUsage = field(default_factory=StreamUsage)
 
 
 class Calls:
@@ -45,6 +52,7 @@ class Calls:
     def __init__(self, guard: Guard, nodes: Nodes) -> None:
         self._guard = guard
         self._nodes = nodes
+        self._sketches = Sketches()
 
     def begin(
         self,
@@ -63,13 +71,14 @@ class Calls:
         key = run_id.hex
         if not self._guard.calls.claim(key, self):
             return
-        call = Described(serialized, params, metadata)
         try:
-            run = self._guard.scope(self._nodes.run_of(parent, metadata), call.model)
+            sketch = self._sketches.get(serialized, params, metadata)
+            run = self._guard.scope(self._nodes.run_of(parent, metadata), sketch.model)
             self._nodes.last_run = run
-            walk = self._walk(run, messages, call)
+            walks: Walks = run.notes.get(Walks) or run.notes.setdefault(Walks, Walks())
+            walk = walks.walk(sketch.base, messages, self._guard.measured)
             shown = parent.shown() if parent is not None else None
-            permit = self._guard.admit(describe(call, walk, call_id=key, parent_id=shown), run)
+            permit = self._guard.admit(sketch.request(walk, call_id=key, parent_id=shown), run)
         except Refused as refused:
             self._guard.calls.unclaim(key)
             release_everywhere(key)
@@ -78,16 +87,19 @@ class Calls:
         except BaseException:
             self._guard.calls.unclaim(key)
             raise
-        permit.note = _Note(walk.end, walk.base, walk.writes, self._nodes.watch(run_id, key))
+        permit.note = _Note(walk.end, walk.base, self._nodes.watch(run_id, key))
         if parent is not None:
             parent.calls.add(key)
         self._guard.calls.reap_with_task(permit)
 
-    def stream(self, run_id: UUID, size: int) -> None:
-        """Meter `size` bytes of a stream, so that an aborted one is charged for what came."""
+    def stream(self, run_id: UUID, size: int, counted: BaseMessage | None = None) -> None:
+        """Meter `size` bytes of a stream, so that an aborted one is charged for what came. `counted` carries usage."""
         permit = self._guard.calls.get(run_id.hex)
-        if permit is not None:
-            permit.seen(size)
+        if permit is None:
+            return
+        permit.seen(size)
+        if counted is not None and isinstance(permit.note, _Note):
+            permit.note.stream.add(counted)
 
     def end(self, run_id: UUID, parent: Node | None, result: LLMResult) -> None:
         """A call ended well: settle it from the usage it reported."""
@@ -124,22 +136,15 @@ class Calls:
             permit.abandon(kind, response=told, partial=usage, prompt_billed=bill != "failed")
 
     def _usage(self, permit: Permit, result: LLMResult | None, message: BaseMessage | None) -> Usage | None:
-        usage = read_usage(message) or read_text_usage(result)
         note = permit.note
-        if usage is None or not isinstance(note, _Note) or note.writes != "1h" or tells_ttl(message):
-            return usage
-        # Claude's streams do not say how long a write lasts: the request asked for an hour, the dearer one.
-        return replace(usage, cache_write_1h_tokens=usage.cache_write_tokens)
+        stream = note.stream if isinstance(note, _Note) else None
+        usage = read_usage(message, result, stream) or read_text_usage(result)
+        return None if usage is None else as_asked(usage, message, permit.request)
 
     def _take(self, run_id: UUID, parent: Node | None) -> Permit | None:
         if parent is not None:
             parent.calls.discard(run_id.hex)
         return self._guard.calls.get_ended(run_id.hex)
-
-    def _walk(self, run: Run, messages: Sequence[BaseMessage], call: Described) -> Walk:
-        base = base_size(call.model, call.provider, call.body)
-        walks: Walks = run.notes.setdefault(Walks, Walks())
-        return walks.walk(base, messages, self._guard.measured)
 
     def _remember(self, permit: Permit, message: BaseMessage | None, input_tokens: int, output_tokens: int) -> None:
         note = permit.note

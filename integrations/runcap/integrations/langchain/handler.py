@@ -195,8 +195,10 @@ class BudgetCallbackHandler(BaseCallbackHandler):
     @_never_raises
     def on_llm_new_token(self, token: Any, *, run_id: UUID, chunk: Any = None, **kwargs: Any) -> None:
         """Meter a stream, so that an aborted one is charged for what came."""
-        calls = getattr(getattr(chunk, "message", None), "tool_call_chunks", None) or ()
-        self._calls.stream(run_id, size_of(token) + sum(size_of(call.get("args")) for call in calls))
+        message = getattr(chunk, "message", None)
+        calls = getattr(message, "tool_call_chunks", None) or ()
+        counted = message if getattr(message, "usage_metadata", None) else None
+        self._calls.stream(run_id, size_of(token) + sum(size_of(call.get("args")) for call in calls), counted)
 
     @_never_raises
     def on_stream_event(self, event: Any, *, run_id: UUID, **kwargs: Any) -> None:
