@@ -162,3 +162,94 @@ def test_a_run_remembers_few_prompts() -> None:
     for number in range(50):
         walks.walk(base_size(f"m{number}", None, {}), [USER], Measured())
     assert len(walks) <= 8
+
+
+LONG = [HumanMessage(f"message {number}") for number in range(500)]
+
+
+def walked(walks: Walks, messages: list[AnyMessage], measured: Measured) -> int:
+    """Walk, count it as the provider would, and say how much of it was not counted before."""
+    walk = walks.walk(BASE, messages, measured)
+    measured.put(walk.end, 10 * len(messages))
+    return walk.prompt.messages
+
+
+def test_a_history_that_goes_on_costs_only_its_new_messages() -> None:
+    walks, measured = Walks(), Measured()
+    assert walked(walks, [*LONG], measured) == 500
+    assert walked(walks, [*LONG, USER], measured) == 1
+    assert walked(walks, [*LONG, USER], measured) == 0
+    assert walked(walks, [*LONG, USER, call()], measured) == 2
+
+
+def test_two_histories_on_one_base_are_both_followed() -> None:
+    walks, measured = Walks(), Measured()
+    one, other = [*LONG[:5]], [*LONG[5:10]]
+    for length in range(3):
+        walked(walks, [*one, *LONG[:length]], measured)
+        walked(walks, [*other, *LONG[:length]], measured)
+    assert len(walks) == 2
+
+
+@pytest.mark.parametrize("index", [0, 1, 499, 495])
+def test_an_edit_in_place_is_noticed_at_once_where_edits_are_made(index: int) -> None:
+    walks, measured = Walks(), Measured()
+    messages: list[AnyMessage] = [HumanMessage(f"message {number}") for number in range(500)]
+    walked(walks, messages, measured)
+    messages[index].content = "now much longer " * 100
+    assert walks.walk(BASE, messages, measured).prompt.ascii_bytes >= 1_600
+
+
+def test_an_edit_deep_inside_is_noticed_within_some_calls() -> None:
+    walks, measured = Walks(), Measured()
+    messages: list[AnyMessage] = [HumanMessage(f"message {number}") for number in range(500)]
+    walked(walks, messages, measured)
+    messages[250].content = "now much longer " * 100
+    seen = [walks.walk(BASE, messages, measured).prompt.ascii_bytes for _ in range(500 // 8)]
+    assert seen[-1] >= 1_600
+
+
+def test_edited_arguments_of_a_tool_call_are_noticed() -> None:
+    walks, measured, asked = Walks(), Measured(), call()
+    walked(walks, [USER, asked], measured)
+    asked.tool_calls[0]["args"]["q"] = "x" * 1_000
+    assert walks.walk(BASE, [USER, asked], measured).prompt.ascii_bytes >= 1_000
+
+
+TEXT = "one two three " * 500
+
+
+def test_a_prompt_that_grows_as_one_string_is_held_tightly() -> None:
+    walks, measured = Walks(), Measured()
+    measured.put(walks.walk(BASE, [SYSTEM, HumanMessage(TEXT + "four")], measured).end, 1_700)
+    grown = walks.walk(BASE, [SYSTEM, HumanMessage(TEXT + "fourteen, and more")], measured)
+    assert grown.prompt.most("openai") < 1_700 + 200
+    assert grown.end == Walks().walk(BASE, [SYSTEM, HumanMessage(TEXT + "fourteen, and more")], Measured()).end
+    measured.put(grown.end, 1_706)
+    assert (
+        walks.walk(BASE, [SYSTEM, HumanMessage(TEXT + "fourteen, and more, " + TEXT)], measured).prompt.measured > 1_700
+    )
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        [HumanMessage("other " + TEXT)],
+        [HumanMessage(TEXT[:-30])],
+        [AIMessage(TEXT + "more")],
+        [HumanMessage(TEXT + "more", additional_kwargs={"x": 1})],
+        [HumanMessage("x" * 7_000 + "more")],
+        [SYSTEM, HumanMessage(TEXT + "more")],
+    ],
+)
+def test_another_string_is_no_growth(after: list[AnyMessage]) -> None:
+    walks, measured = Walks(), Measured()
+    measured.put(walks.walk(BASE, [HumanMessage(TEXT)], measured).end, 1_500)
+    walk = walks.walk(BASE, after, measured)
+    assert walk == Walks().walk(BASE, after, measured)
+
+
+def test_text_without_spaces_is_no_growth() -> None:
+    walks, measured = Walks(), Measured()
+    measured.put(walks.walk(BASE, [HumanMessage("中文" * 500)], measured).end, 900)
+    assert walks.walk(BASE, [HumanMessage("中文" * 501)], measured).prompt.measured == 0

@@ -62,7 +62,6 @@ def test_attributes_and_totals(serve: Serve) -> None:
         "gen_ai.provider.name": "openai",
         "gen_ai.request.model": "gpt-4o",
         "gen_ai.request.max_tokens": 1000,
-        "gen_ai.request.stream": False,
         "gen_ai.response.model": "gpt-4o",
         "gen_ai.response.id": "reply-1",
         "gen_ai.response.finish_reasons": ("stop",),
@@ -77,6 +76,7 @@ def test_attributes_and_totals(serve: Serve) -> None:
         "runcap.call.state": "settled",
         "runcap.step": 2,
         "runcap.budget.usd.cap": 1.0,
+        "gen_ai.request.stream": False,
         "runcap.budget.steps.remaining": 7,
     }
     assert {name: chat.get(name) for name in expected} == expected

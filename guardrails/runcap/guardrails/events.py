@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .budget import Budget
 from .errors import RefusalDetails
@@ -34,55 +34,54 @@ class RunInfo:
     budget: Budget | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Anything that happened: when (nanoseconds since the epoch) and in which run."""
+class RunStarted(NamedTuple):
+    """A run began."""
 
     time_ns: int
     run: RunInfo
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunStarted(Event):
-    """A run began."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunEnded(Event):
+class RunEnded(NamedTuple):
     """A run ended, with its last balance and the verdict if one was given."""
 
+    time_ns: int
+    run: RunInfo
     balance: Balance
     verdict: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunStopped(Event):
+class RunStopped(NamedTuple):
     """From now on every call of the run is refused, until a top-up."""
 
+    time_ns: int
+    run: RunInfo
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunToppedUp(Event):
+class RunToppedUp(NamedTuple):
     """The run's caps were raised."""
 
+    time_ns: int
+    run: RunInfo
     key: str
     balance: Balance
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BudgetWarned(Event):
+class BudgetWarned(NamedTuple):
     """A share of a cap was reached; `unit` names the cap."""
 
+    time_ns: int
+    run: RunInfo
     unit: str
     share: float
     balance: Balance
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallStarted(Event):
+class CallStarted(NamedTuple):
     """A model call was admitted. `held_nano` is its reservation in nano-dollars."""
 
+    time_ns: int
+    run: RunInfo
     call_id: str
     parent_id: str | None
     model: str | None
@@ -94,10 +93,11 @@ class CallStarted(Event):
     step: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallEnded(Event):
+class CallEnded(NamedTuple):
     """A model call is over and accounted for. Unknown cost is None, never zero."""
 
+    time_ns: int
+    run: RunInfo
     call_id: str
     parent_id: str | None
     model: str | None
@@ -125,62 +125,85 @@ class CallEnded(Event):
         return None if self.cost_nano is None else to_usd(self.cost_nano)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallReconciled(Event):
+class CallReconciled(NamedTuple):
     """The usage of a call that had ended as unknown arrived after all."""
 
+    time_ns: int
+    run: RunInfo
     call_id: str
     usage: Usage
     cost_nano: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallRefused(Event):
+class CallRefused(NamedTuple):
     """A model or tool call was refused before it was made; `kind` is the error's name."""
 
+    time_ns: int
+    run: RunInfo
     call_id: str
     parent_id: str | None
     kind: str
     details: RefusalDetails
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolStarted(Event):
+class ToolStarted(NamedTuple):
     """A tool call was admitted."""
 
+    time_ns: int
+    run: RunInfo
     node_id: str
     parent_id: str | None
     name: str
     tool_call_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolEnded(Event):
+class ToolEnded(NamedTuple):
     """A tool call is over."""
 
+    time_ns: int
+    run: RunInfo
     node_id: str
     outcome: Outcome
     error_type: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentStarted(Event):
+class AgentStarted(NamedTuple):
     """An agent or graph began; `time_ns` may lie a little back, for a graph shows itself by its first node."""
 
+    time_ns: int
+    run: RunInfo
     node_id: str
     parent_id: str | None
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentEnded(Event):
+class AgentEnded(NamedTuple):
     """An agent or graph ended, with its run's balance then."""
 
+    time_ns: int
+    run: RunInfo
     node_id: str
     outcome: Outcome
     balance: Balance
     error_type: str | None = None
 
+
+Event = (
+    RunStarted
+    | RunEnded
+    | RunStopped
+    | RunToppedUp
+    | BudgetWarned
+    | CallStarted
+    | CallEnded
+    | CallReconciled
+    | CallRefused
+    | ToolStarted
+    | ToolEnded
+    | AgentStarted
+    | AgentEnded
+)
+"""Anything that happened. Every event says when (`time_ns`, since the epoch) and in which `run`."""
 
 Sink = Callable[[Event], None]
 """Whoever is told what happened. A sink that raises is reported once in the log and never touches the call."""

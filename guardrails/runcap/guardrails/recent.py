@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -15,7 +14,7 @@ class Recent(Generic[K, V]):
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._entries: OrderedDict[K, V] = OrderedDict()
+        self._entries: dict[K, V] = {}
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -29,9 +28,9 @@ class Recent(Generic[K, V]):
         return self._entries.get(key)
 
     def put(self, key: K, value: V) -> None:
-        """Keep a value, as the most recent."""
-        with self._lock:
-            self._entries[key] = value
-            self._entries.move_to_end(key)
-            while len(self._entries) > self._size:
-                self._entries.popitem(last=False)
+        """Keep a value; a new key counts as the most recent."""
+        self._entries[key] = value
+        if len(self._entries) > self._size:
+            with self._lock:
+                while len(self._entries) > self._size:
+                    del self._entries[next(iter(self._entries))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runcap.guardrails.amounts import HELD_UNITS, UNITS
+from runcap.guardrails.amounts import UNITS
 from runcap.guardrails.events import CallEnded, CallRefused, RunInfo
 from runcap.guardrails.ledger import Balance
 from runcap.guardrails.money import NANO
@@ -22,8 +22,8 @@ def of_run(run: RunInfo, operation: str) -> dict[str, Value]:
     }
     if run.parent_id is not None:
         attributes[sc.RUN_PARENT_ID] = run.parent_id
-    for name, value in run.tags.items():
-        attributes[sc.TAG + name] = value
+    if run.tags:
+        attributes.update([(sc.TAG + name, value) for name, value in run.tags.items()])
     return attributes
 
 
@@ -59,7 +59,7 @@ def of_call(event: CallEnded) -> dict[str, Value]:
 
 
 def of_balance(balance: Balance) -> dict[str, Value]:
-    """Every cap with what is used of it: `runcap.budget.usd.cap`, `.spent`, `.held`, `.unknown`, `.remaining`."""
+    """Every cap with what is used of it: `runcap.budget.usd.cap`, `.spent`, `.remaining`; `.held`, `.unknown` if so."""
     attributes: dict[str, Value] = {}
     _add_balance(attributes, balance)
     return attributes
@@ -117,11 +117,14 @@ def _add_balance(attributes: dict[str, Value], balance: Balance) -> None:
     for unit, cap in enumerate(balance.caps):
         if cap is None:
             continue
-        names, spent, free = _BUDGET[unit], balance.spent[unit], balance.free(unit) or 0
+        names, spent, held, unknown = _BUDGET[unit], balance.spent[unit], balance.held[unit], balance.unknown[unit]
+        left = max(0, cap - spent - held - unknown)
         shown = dollars if unit == 0 else int
-        attributes[names[0]], attributes[names[1]], attributes[names[2]] = shown(cap), shown(spent), shown(free)
-        if unit < HELD_UNITS:
-            attributes[names[3]], attributes[names[4]] = shown(balance.held[unit]), shown(balance.unknown[unit])
+        attributes[names[0]], attributes[names[1]], attributes[names[2]] = shown(cap), shown(spent), shown(left)
+        if held:
+            attributes[names[3]] = shown(held)
+        if unknown:
+            attributes[names[4]] = shown(unknown)
     if balance.stopped is not None:
         attributes[sc.STOPPED] = balance.stopped
 

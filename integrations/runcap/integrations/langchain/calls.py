@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 from weakref import ref
@@ -36,14 +36,14 @@ from .usage import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Note:
     """What is remembered of a call in flight."""
 
     end: int
     base: int
     watch: ref[object]
-    stream: StreamUsage = field(default_factory=StreamUsage)
+    stream: StreamUsage | None = None
 
 
 class Calls:
@@ -98,8 +98,10 @@ class Calls:
         if permit is None:
             return
         permit.seen(size)
-        if counted is not None and isinstance(permit.note, _Note):
-            permit.note.stream.add(counted)
+        note = permit.note
+        if counted is not None and isinstance(note, _Note):
+            note.stream = note.stream or StreamUsage()
+            note.stream.add(counted)
 
     def end(self, run_id: UUID, parent: Node | None, result: LLMResult) -> None:
         """A call ended well: settle it from the usage it reported."""
@@ -148,10 +150,22 @@ class Calls:
 
     def _remember(self, permit: Permit, message: BaseMessage | None, input_tokens: int, output_tokens: int) -> None:
         note = permit.note
-        if isinstance(note, _Note) and input_tokens:
+        if isinstance(note, _Note):
+            if input_tokens > permit.estimate.input_most and permit.estimate.hard:
+                self._outgrew(permit, note, input_tokens)
             self._guard.measured.put(note.end, input_tokens)
             if isinstance(message, AIMessage):
                 self._guard.measured.put(answer_digest(note.base, message), output_tokens)
+
+    def _outgrew(self, permit: Permit, note: _Note, input_tokens: int) -> None:
+        # A message edited in place deep in the history, or text a tokenizer makes more tokens of than it has bytes.
+        walks = permit.run.notes.get(Walks)
+        if walks is not None:
+            walks.forget(note.base)
+        self._guard.say_once(
+            f"{permit.request.model} counted {input_tokens:,} input tokens where at most "
+            f"{permit.estimate.input_most:,} were held: edit messages by replacing them; Budget(strict=True) holds more"
+        )
 
 
 def size_of(part: object) -> int:

@@ -87,7 +87,7 @@ class _Trail:
         if count is None or not known or len(known) != len(messages) or known[:-1] != messages[:-1]:
             return False
         old, new = known[-1], messages[-1]
-        if not (isinstance(old, HumanMessage) and isinstance(new, HumanMessage) and is_plain(old) and is_plain(new)):
+        if old is new or not all(isinstance(one, HumanMessage) and is_plain(one) for one in (old, new)):
             return False
         before, now = str(old.content), str(new.content)
         if not now.startswith(before) or not self._is_unedited():
