@@ -1,0 +1,99 @@
+"""What a call is charged follows what the provider says of it: its own bill, the tier, the region, the parts."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from runcap.guardrails import Budget, Guard, PriceBook, UnpricedModel, Usage
+from runcap.guardrails.estimate import Prompt
+from runcap.guardrails.events import CallEnded
+from runcap.guardrails.request import Response
+from runcap.guardrails.testing import Recorder
+
+from .helpers import guard, request
+
+MILLION = Usage(1_000_000, 0)
+
+
+def charged(usage: Usage, response: Response, **asked: Any) -> tuple[int | None, str | None]:
+    seen = Recorder()
+    g = guard(seen, usd=1_000)
+    g.admit(request(**asked)).settle(usage, response)
+    ended = seen.of(CallEnded)[0]
+    assert g.default_run.spent_usd == ended.cost_usd
+    return ended.cost_nano, ended.price_source
+
+
+def test_what_the_provider_says_it_charges_is_the_cost() -> None:
+    assert charged(MILLION, Response(billed_nano=1_234_567)) == (1_234_567, "provider")
+    assert charged(MILLION, Response(billed_nano=0)) == (0, "provider")
+
+
+def test_the_providers_own_bill_needs_no_price() -> None:
+    seen = Recorder()
+    g = Guard(Budget(steps=5), sinks=(seen,))
+    g.admit(request(model="nobody-knows-it", provider="openrouter")).settle(MILLION, Response(billed_nano=5))
+    assert (seen.of(CallEnded)[0].cost_nano, seen.of(CallEnded)[0].price_source) == (5, "provider")
+    assert g.default_run.spent_usd == Decimal("0.000000005")
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "dollars"),
+    [
+        ({}, Response(context="priority"), "4.25"),
+        ({"context": "priority"}, Response(context="standard"), "2.5"),
+        ({"context": "priority"}, Response(), "4.25"),
+        ({}, Response(context="flex"), "2.5"),  # no flex price for gpt-4o: the standard one is the dearer
+        ({}, Response(model="gpt-4o-mini-2024-07-18"), "0.15"),
+        ({}, Response(model="nobody-knows-it"), "2.5"),
+        ({"model": "gpt-5.5", "regional": True}, Response(), "5.5"),
+        ({"model": "gpt-5.5"}, Response(regional=True), "5.5"),
+        ({"model": "gpt-5.5"}, Response(), "5"),
+    ],
+)
+def test_the_tier_model_and_region_that_were_served_are_charged(
+    asked: dict[str, Any], told: Response, dollars: str
+) -> None:
+    cost, source = charged(Usage(100_000, 0), told, **asked)
+    assert Decimal(cost or 0) / 10**8 == Decimal(dollars)
+    assert source is not None
+    assert source.startswith("genai-prices/")
+
+
+def test_a_region_is_held_at_its_surcharge() -> None:
+    g = guard(usd=10)
+    standard = g.admit(request(model="gpt-5.5", output_ceiling=None)).grant.amount.nano
+    regional = g.admit(request(model="gpt-5.5", output_ceiling=None, regional=True)).grant.amount.nano
+    assert regional * 10 == standard * 11
+
+
+def test_sound_is_held_at_its_own_price_or_refused() -> None:
+    spoken: dict[str, Any] = {"model": "gpt-audio", "output_ceiling": None, "audio": True}
+    assert guard(usd=10).admit(request(**spoken)).grant.amount.nano == 64_000 * 1000
+    heard = Prompt(measured=1_000, audio=True)
+    assert guard(usd=10).admit(request(model="gpt-audio", prompt=heard)).grant.amount.nano == 32_000 * 1000 + 64_000_000
+    for asked, missing in (
+        ({"model": "gpt-4o", "audio": True}, "audio output"),
+        ({"model": "gpt-4o-audio-preview", "prompt": heard}, "audio input"),
+    ):
+        with pytest.raises(UnpricedModel, match=f"no price for {missing}"):
+            guard(usd=10).admit(request(**asked))
+        guard(steps=1).admit(request(**asked))
+
+
+def test_a_part_without_a_price_is_said_and_the_rest_is_charged(caplog: pytest.LogCaptureFixture) -> None:
+    cost, _ = charged(Usage(400_000, 0, web_searches=2), Response(), model="gpt-4-turbo")
+    assert cost == 4 * 10**9
+    assert "no price for web searches" in caplog.text
+
+
+def test_an_override_stands_whatever_dated_name_answers() -> None:
+    seen = Recorder()
+    prices = PriceBook({"azure:ours": {"like": "openai:gpt-4o", "times": "0.5"}})
+    g = Guard(Budget(usd=10), prices=prices, sinks=(seen,))
+    g.admit(request(model="ours", provider="azure")).settle(MILLION, Response(model="gpt-4o-2024-08-06"))
+    assert seen.of(CallEnded)[0].cost_usd == Decimal("1.25")
+    assert str(seen.of(CallEnded)[0].price_source).startswith("override of genai-prices/")
