@@ -89,7 +89,7 @@ class InFlight:
 
     def drain(self) -> None:
         """Do what finalizers left, and end the calls of loops that were closed under them."""
-        if self._loops:
+        if self._loops and not self._only_here():
             self._drain_closed()
         while self._deferred:
             try:
@@ -97,6 +97,10 @@ class InFlight:
             except IndexError:
                 return
             action()
+
+    def _only_here(self) -> bool:
+        running = asyncio._get_running_loop()  # noqa: SLF001 - an error costs more
+        return running is not None and len(self._loops) == 1 and running in self._loops
 
     def _drain_closed(self) -> None:
         with _adding:

@@ -168,7 +168,6 @@ class BudgetCallbackHandler(BaseCallbackHandler):
         Raises:
             Refused: it does not fit, or its cost cannot be kept under the cap; nothing is sent.
         """
-        self.guard.calls.drain()
         parent = self._nodes.get(parent_run_id)
         self._calls.begin(run_id, parent, messages[0], serialized or {}, metadata or {}, invocation_params or {})
 
@@ -188,7 +187,6 @@ class BudgetCallbackHandler(BaseCallbackHandler):
         Raises:
             Refused: as for chat models.
         """
-        self.guard.calls.drain()
         parent, messages = self._nodes.get(parent_run_id), [HumanMessage(prompt) for prompt in prompts]
         self._calls.begin(run_id, parent, messages, serialized or {}, metadata or {}, invocation_params or {})
 
