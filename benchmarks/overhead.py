@@ -67,12 +67,12 @@ def show(figures: Figures) -> list[str]:
     return missed
 
 
-def show_histories(rows: Iterable[tuple[int, float, float]]) -> list[str]:
+def show_histories(rows: Iterable[tuple[int, float, float, float]]) -> list[str]:
     """Print what runcap adds to the second and later calls of histories of growing length; what grows."""
-    print(f"\n{'messages of history':<24}{'none':>12}{'runcap':>12}{'added':>12}")
+    print(f"\n{'messages of history':<24}{'none':>12}{'runcap':>12}{'added':>12}{'walk alone':>12}")
     seen = []
-    for length, bare, guarded in rows:
-        print(f"{length:<24}{bare:>12.1f}{guarded:>12.1f}{guarded - bare:>12.1f}")
+    for length, bare, guarded, walk in rows:
+        print(f"{length:<24}{bare:>12.1f}{guarded:>12.1f}{guarded - bare:>12.1f}{walk:>12.1f}")
         seen.append(guarded - bare)
     growth = seen[-1] / seen[0]
     print(f"added at {HISTORIES[-1]:,} messages over added at {HISTORIES[0]}: {growth:.2f} (medians, us a call)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -22,7 +21,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 
 from runcap.exporters import OTelSink
 from runcap.guardrails import Budget, Guard
+from runcap.guardrails.estimate import Measured
 from runcap.integrations.langchain import BudgetCallbackHandler
+from runcap.integrations.langchain.messages import Walks
+from runcap.integrations.langchain.parts import base_size
 
 VARIANTS = ("none", "no-op inline", "runcap", "official")
 HISTORIES = (10, 100, 1_000, 5_000)
@@ -255,22 +257,32 @@ def _timed(batch: Callable[[], int]) -> float:
     return (time.perf_counter() - start) / count * 1e6
 
 
-def measure_histories(batches: int) -> Iterator[tuple[int, float, float]]:
-    """Length, microseconds of a bare call, of a guarded one: an agent's loop, two messages more each call.
+def measure_histories(batches: int) -> Iterator[tuple[int, float, float, float]]:
+    """Length, microseconds of a bare call, of a guarded one, and of runcap's walk of the history alone.
 
-    The call is made the way a model is called inside an agent, and the first (it measures the history) is left out.
-    Bare and guarded calls alternate, for the history itself costs LangChain far more than runcap.
+    An agent's loop: two messages more each call. The first call is left out, for it measures the history. Bare and
+    guarded calls alternate, for a long history itself costs LangChain far more than runcap.
     """
     for length in HISTORIES:
         config: RunnableConfig = {"callbacks": handlers_of("runcap")}
         model = Instant()
-        history = [HumanMessage(f"Message {number} of a long conversation.") for number in range(length)]
-        messages: list[BaseMessage] = list(itertools.islice(itertools.cycle(history), length))
+        messages: list[BaseMessage] = [HumanMessage(f"Message {number} of a conversation.") for number in range(length)]
+        walk = _walking(messages)
         times: dict[bool, list[float]] = {False: [], True: []}
+        walks = []
         for call in range(batches * 8 + 1):
             for guarded in (False, True):
                 start = time.perf_counter()
                 answer = model.invoke(messages, config if guarded else None)
                 times[guarded].append((time.perf_counter() - start) * 1e6)
+            start = time.perf_counter()
+            walk(messages)
+            walks.append((time.perf_counter() - start) * 1e6)
             messages = [*messages, answer, HumanMessage(f"More, number {call}.")]
-        yield length, statistics.median(times[False][1:]), statistics.median(times[True][1:])
+        yield length, *(statistics.median(figures[1:]) for figures in (times[False], times[True], walks))
+
+
+def _walking(messages: list[BaseMessage]) -> Callable[[list[BaseMessage]], object]:
+    walks, measured, base = Walks(), Measured(), base_size("gpt-4o", "openai", {})
+    walks.walk(base, messages, measured)
+    return lambda longer: walks.walk(base, longer, measured)

@@ -84,7 +84,7 @@ def sent_of(message: BaseMessage) -> tuple[object, ...]:
 
 def mark(message: BaseMessage) -> tuple[object, ...]:
     """A copy of those parts: it differs from `sent_of(message)` once the message was edited in place."""
-    return tuple([copied(part) for part in sent_of(message)])
+    return tuple([part if type(part) is str else copied(part) if part else type(part)() for part in sent_of(message)])
 
 
 def copied(value: object, depth: int = 8) -> object:
