@@ -1,13 +1,14 @@
-"""The one way through, as generators: each step yields what it wants of the ledger and is sent the answer.
+"""Reserving, and deciding what the ledger's answer means.
 
-One logic, two drivers: `drive` for sync callers, `adrive` for async ones. Nothing here does I/O or reads a clock.
+A grant is a grant. What to make of a refusal is one generator, `decide`: each step yields what it wants of the ledger
+and is sent the answer. One logic, two drivers: `drive` for sync callers, `adrive` for async ones. No clock is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .amounts import HELD_UNITS, UNITS, Amounts
 from .errors import BudgetBusy, BudgetExceeded, LedgerUnavailable, RefusalDetails, Refused
@@ -31,21 +32,13 @@ class Operation(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Reserve:
-    """Hold the first offer that fits."""
+class Reservation(NamedTuple):
+    """What is asked of the ledger for one call: to hold the first offer that fits in every account."""
 
     call_id: str
     offers: tuple[Offer, ...]
     accounts: tuple[Account, ...]
-
-    def apply(self, ledger: Ledger) -> Grant | Refusal:
-        """See `Ledger.reserve`."""
-        return ledger.reserve(self.call_id, self.offers, self.accounts)
-
-    async def aapply(self, ledger: Ledger) -> Grant | Refusal:
-        """See `Ledger.reserve`."""
-        return await ledger.areserve(self.call_id, self.offers, self.accounts)
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +92,30 @@ async def adrive(steps: Steps[T], ledger: Ledger) -> T:
         return result
 
 
-def admit(
-    call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...], model: str | None = None
-) -> Steps[Grant]:
-    """Reserve, then decide what the answer means.
+def reserve(reservation: Reservation, ledger: Ledger) -> Grant:
+    """Reserve, and decide what the answer means where it is no grant.
+
+    Raises:
+        Refused: see `decide`.
+    """
+    try:
+        answer = ledger.reserve(reservation.call_id, reservation.offers, reservation.accounts)
+    except LedgerError as error:
+        raise unavailable(reservation.accounts[0], error, reservation.model) from error
+    return answer if isinstance(answer, Grant) else drive(decide(reservation, answer), ledger)
+
+
+async def areserve(reservation: Reservation, ledger: Ledger) -> Grant:
+    """`reserve`, without blocking the loop."""
+    try:
+        answer = await ledger.areserve(reservation.call_id, reservation.offers, reservation.accounts)
+    except LedgerError as error:
+        raise unavailable(reservation.accounts[0], error, reservation.model) from error
+    return answer if isinstance(answer, Grant) else await adrive(decide(reservation, answer), ledger)
+
+
+def decide(reservation: Reservation, answer: Refusal) -> Steps[Grant]:
+    """What it means that the ledger refused.
 
     Raises:
         BudgetExceeded: nothing fits, or the run is stopped; a run whose cap is the cause is stopped from now on.
@@ -110,14 +123,11 @@ def admit(
         LedgerUnavailable: the ledger could not answer.
     """
     try:
-        answer = yield Reserve(call_id, offers, accounts)
-        if isinstance(answer, Grant):
-            return answer
         if _final(answer):
             yield Stop(answer.account.id, CAP_PREFIX + str(answer.unit))
     except LedgerError as error:
-        raise unavailable(accounts[0], error, model) from error
-    raise _refused(answer, model)
+        raise unavailable(reservation.accounts[0], error, reservation.model) from error
+    raise _refused(answer, reservation.model)
 
 
 def _final(refusal: Refusal) -> bool:

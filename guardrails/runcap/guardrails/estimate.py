@@ -7,7 +7,6 @@ expected value. The figures were measured on the o200k and the newest Claude tok
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil
 from threading import Lock
 from typing import NamedTuple
@@ -111,8 +110,7 @@ def expected_tokens(size: int, provider: str | None) -> int:
     return ceil(size * EXPECTED_PER_BYTE.get(provider or "", EXPECTED_PER_BYTE_OTHERWISE))
 
 
-@dataclass(slots=True)
-class Estimate:
+class Estimate(NamedTuple):
     """Bound and expected value of a call. `soft_because` says why the bound is no bound; empty when it is one."""
 
     input_most: int
@@ -169,7 +167,9 @@ def estimate(
     output_expected = likely if output_most is None else min(likely, output_most)
     input_most = prompt.most(provider, strict=strict)
     input_expected = min(prompt.expected(provider), input_most)
-    most = None
+    most = expected_nano = None
+    if card is not None:
+        expected_nano = card.expected_nano(input_expected, output_expected)
     if output_most is not None:
         nano = 0 if card is None else card.most_nano(input_most, output_most, cache_writes, audio=audio)
         most = Amounts(nano, input_most + output_most, 1)
@@ -179,14 +179,9 @@ def estimate(
         output_most,
         output_expected,
         most,
-        _expected(card, input_expected, output_expected),
+        Amounts(expected_nano or 0, input_expected + output_expected, 1),
         () if output_cap and attempts_seen and prompt.bounded else _soft(prompt, output_cap, attempts_seen),
     )
-
-
-def _expected(card: RateCard | None, input_tokens: int, output_tokens: int) -> Amounts:
-    nano = 0 if card is None else card.expected_nano(input_tokens, output_tokens)
-    return Amounts(nano, input_tokens + output_tokens, 1)
 
 
 def _soft(prompt: Prompt, output_cap: int | None, attempts_seen: bool) -> tuple[str, ...]:

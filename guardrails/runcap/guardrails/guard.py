@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 from weakref import WeakMethod
 
-from .admission import Steps, admit, adrive, drive
+from .admission import Reservation, areserve, reserve
 from .amounts import Amounts
 from .budget import Budget
 from .clock import Clock, NewId, SystemClock, new_id
@@ -144,6 +144,8 @@ class Guard:
         Raises:
             BudgetExceeded: it would be the default run, and the guard was made with `unscoped="refuse"`.
         """
+        if run is not None and not run.ended:
+            return run
         for outer in run.outward() if run is not None else ():
             if not outer.ended:
                 return outer
@@ -193,7 +195,7 @@ class Guard:
         run = self.scope(run, request.model)
         try:
             known, card = self._prepare(request, run)
-            grant = drive(self._admission(request, run, known), self.ledger)
+            grant = reserve(_reservation(request, run, known), self.ledger)
         except Refused as refused:
             raise self._refused(request.call_id, request.parent_id, run, refused, request) from refused.__cause__
         return self._permit(request, run, known, card, grant)
@@ -204,7 +206,7 @@ class Guard:
         run = self.scope(run, request.model)
         try:
             known, card = self._prepare(request, run)
-            grant = await adrive(self._admission(request, run, known), self.ledger)
+            grant = await areserve(_reservation(request, run, known), self.ledger)
         except asyncio.CancelledError:
             # It may have landed, or land yet: a release frees it, or leaves a tombstone for it to land on.
             await asyncio.shield(self.ledger.arelease(request.call_id))
@@ -223,7 +225,7 @@ class Guard:
         one = Amounts(tool_calls=1)
         try:
             self._check_clock(run, None)
-            grant = drive(admit(call_id, (Offer(one, one, one),), run.accounts), self.ledger)
+            grant = reserve(Reservation(call_id, (Offer(one, one, one),), run.accounts), self.ledger)
         except Refused as refused:
             raise self._refused(call_id, parent_id, run, refused) from refused.__cause__
         self._warn(run, grant)
@@ -260,7 +262,8 @@ class Guard:
         return next((run for run in found if run is not None and not run.ended and run is not self._default), None)
 
     def _prepare(self, request: Request, run: Run) -> tuple[Estimate, RateCard | None]:
-        self._check_clock(run, request.model)
+        if run.timed:
+            self._check_clock(run, request.model)
         card = self._card(request, run)
         strict = run.strict
         prompt = request.prompt
@@ -316,11 +319,6 @@ class Guard:
                     )
                 )
 
-    def _admission(self, request: Request, run: Run, known: Estimate) -> Steps[Grant]:
-        hold = known.hold
-        offer = Offer(most=hold, least=hold, expected=known.expected)
-        return admit(request.call_id, (offer,), run.accounts, request.model)
-
     def _permit(self, request: Request, run: Run, known: Estimate, card: RateCard | None, grant: Grant) -> Permit:
         permit = Permit(self, run, request, known, card, grant)
         self.calls.begin(permit)
@@ -360,6 +358,11 @@ class Guard:
             )
         )
         return refused
+
+
+def _reservation(request: Request, run: Run, known: Estimate) -> Reservation:
+    hold = known.hold
+    return Reservation(request.call_id, (Offer(hold, hold, known.expected),), run.accounts, request.model)
 
 
 def _missing(card: RateCard, request: Request) -> str | None:
