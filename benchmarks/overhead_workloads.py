@@ -18,6 +18,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import tool
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace import SpanKind
 
 from runcap.exporters import OTelSink
 from runcap.guardrails import Budget, Guard
@@ -26,7 +27,8 @@ from runcap.integrations.langchain import BudgetCallbackHandler
 from runcap.integrations.langchain.messages import Walks
 from runcap.integrations.langchain.parts import base_size
 
-VARIANTS = ("none", "no-op inline", "runcap", "official")
+VARIANTS = ("none", "no-op inline", "a span alone", "runcap", "official")
+HISTORY_VARIANTS = ("none", "a span alone", "runcap")
 HISTORIES = (10, 100, 1_000, 5_000)
 CALLS, STEPS, CHUNKS = 100, 20, 50
 USAGE = {"input_tokens": 120, "output_tokens": 20, "total_tokens": 140}
@@ -118,6 +120,34 @@ class NoOp(BaseCallbackHandler):
         """Nothing; without it LangChain would make one string of all messages for `on_llm_start`."""
 
 
+class SpanAlone(NoOp):
+    """The least a tracer can do: one span of the SDK a call, with what stands on any chat span, made at its end."""
+
+    def __init__(self) -> None:
+        self._tracer = tracer_provider().get_tracer("benchmark")
+        self._started: dict[Any, tuple[int, dict[str, Any]]] = {}
+
+    def on_chat_model_start(self, *args: Any, run_id: Any, invocation_params: dict[str, Any], **kwargs: Any) -> None:
+        """Note the time."""
+        self._started[run_id] = (time.time_ns(), invocation_params)
+
+    def on_llm_end(self, response: Any, *, run_id: Any, **kwargs: Any) -> None:
+        """Make the span."""
+        started, asked = self._started.pop(run_id)
+        message = response.generations[0][0].message
+        attributes = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.request.model": asked["model"],
+            "gen_ai.request.max_tokens": asked["max_tokens"],
+            "gen_ai.response.model": message.response_metadata.get("model_name", ""),
+            "gen_ai.response.id": message.response_metadata.get("id", ""),
+            "gen_ai.usage.input_tokens": message.usage_metadata["input_tokens"],
+            "gen_ai.usage.output_tokens": message.usage_metadata["output_tokens"],
+        }
+        name, kind = f"chat {asked['model']}", SpanKind.CLIENT
+        self._tracer.start_span(name, kind=kind, attributes=attributes, start_time=started).end()
+
+
 class NullExporter(SpanExporter):
     """Takes spans and forgets them."""
 
@@ -144,6 +174,8 @@ def handlers_of(variant: str) -> list[BaseCallbackHandler]:
     """What is passed as callbacks; the official tracer attaches itself."""
     if variant == "no-op inline":
         return [NoOp()]
+    if variant == "a span alone":
+        return [SpanAlone()]
     if variant == "runcap":
         guard = Guard(Budget(usd=1_000_000, steps=10**9), sinks=(OTelSink(tracer_provider()),))
         return [BudgetCallbackHandler(guard)]
@@ -257,29 +289,29 @@ def _timed(batch: Callable[[], int]) -> float:
     return (time.perf_counter() - start) / count * 1e6
 
 
-def measure_histories(batches: int) -> Iterator[tuple[int, float, float, float]]:
-    """Length, microseconds of a bare call, of a guarded one, and of runcap's walk of the history alone.
+def measure_histories(batches: int) -> Iterator[tuple[int, dict[str, float], float]]:
+    """Length, microseconds of a call by variant, and microseconds of runcap's walk of the history alone.
 
-    An agent's loop: two messages more each call. The first call is left out, for it measures the history. Bare and
-    guarded calls alternate, for a long history itself costs LangChain far more than runcap.
+    An agent's loop: two messages more each call. The first call is left out, for it measures the history. The variants
+    alternate, for a long history itself costs LangChain far more than any of them.
     """
     for length in HISTORIES:
-        config: RunnableConfig = {"callbacks": handlers_of("runcap")}
+        configs: dict[str, RunnableConfig] = {name: {"callbacks": handlers_of(name)} for name in HISTORY_VARIANTS}
         model = Instant()
         messages: list[BaseMessage] = [HumanMessage(f"Message {number} of a conversation.") for number in range(length)]
         walk = _walking(messages)
-        times: dict[bool, list[float]] = {False: [], True: []}
-        walks = []
+        times: dict[str, list[float]] = {name: [] for name in (*configs, "walk")}
         for call in range(batches * 8 + 1):
-            for guarded in (False, True):
+            for name, config in configs.items():
                 start = time.perf_counter()
-                answer = model.invoke(messages, config if guarded else None)
-                times[guarded].append((time.perf_counter() - start) * 1e6)
+                answer = model.invoke(messages, config)
+                times[name].append((time.perf_counter() - start) * 1e6)
             start = time.perf_counter()
             walk(messages)
-            walks.append((time.perf_counter() - start) * 1e6)
+            times["walk"].append((time.perf_counter() - start) * 1e6)
             messages = [*messages, answer, HumanMessage(f"More, number {call}.")]
-        yield length, *(statistics.median(figures[1:]) for figures in (times[False], times[True], walks))
+        medians = {name: statistics.median(figures[1:]) for name, figures in times.items()}
+        yield length, medians, medians.pop("walk")
 
 
 def _walking(messages: list[BaseMessage]) -> Callable[[list[BaseMessage]], object]:
