@@ -205,8 +205,19 @@ def _check_order(messages: Sequence[BaseMessage]) -> None:
         before = message.type
         if isinstance(message, AIMessage) and message.tool_calls:
             before, open_calls = "ai with tool calls", {str(call["id"]) for call in message.tool_calls}
+            _check_calls(number, message)
     if open_calls or not any(isinstance(message, AIMessage) for message in messages):
         raise ValueError("it ends before the tool calls are answered" if open_calls else "no model answer in it")
+
+
+def _check_calls(number: int, message: AIMessage) -> None:
+    """What a real tool node can carry out."""
+    calls = message.tool_calls
+    if len({call["id"] for call in calls}) < len(calls):
+        raise ValueError(f"two tool calls of message {number} share an id")
+    for name in (name for call in calls for name in call["args"]):
+        if name == "self" or name.startswith("$"):
+            raise ValueError(f"message {number} calls a tool with an argument {name!r}, which no Python tool can have")
 
 
 def _conversation(name: str, messages: tuple[BaseMessage, ...], solved: bool | None) -> Recording:

@@ -29,7 +29,13 @@ def charged(usage: Usage, response: Response, **asked: Any) -> tuple[int | None,
 
 def test_what_the_provider_says_it_charges_is_the_cost() -> None:
     assert charged(MILLION, Response(billed_nano=1_234_567)) == (1_234_567, "provider")
-    assert charged(MILLION, Response(billed_nano=0)) == (0, "provider")
+    assert charged(MILLION, Response(billed_nano=0), provider="openrouter", model="openai/gpt-4o") == (0, "provider")
+
+
+def test_a_bill_of_nothing_is_believed_only_of_who_sends_bills() -> None:
+    cost, source = charged(MILLION, Response(billed_nano=0))  # as proxies fill the field
+    assert cost == 2_500_000_000
+    assert source != "provider"
 
 
 def test_the_providers_own_bill_needs_no_price() -> None:

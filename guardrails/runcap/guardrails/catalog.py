@@ -151,9 +151,15 @@ def data_date(now: datetime) -> date:
     """
     from genai_prices import data  # noqa: PLC0415 - see snapshot()
 
-    installed = datetime.fromtimestamp(Path(data.__file__).stat().st_mtime, tz=UTC).date()
+    known = _start_dates()
+    try:
+        installed = datetime.fromtimestamp(Path(data.__file__).stat().st_mtime, tz=UTC).date()
+    except OSError:
+        installed = now.date()  # in an archive
+    if sum(day > installed for day in known) > len(known) / 2:
+        installed = now.date()  # builds that can be repeated give every file the same old date
     latest = min(now.date(), installed)
-    return max((day for day in _start_dates() if day <= latest), default=installed)
+    return max((day for day in known if day <= latest), default=latest)
 
 
 @cache
@@ -227,8 +233,8 @@ def _compile(found: Found, price: ModelPrice) -> RateCard:
     return RateCard(
         tiers=tuple(Tier(start, _rates(found.owner, keys, start)) for start in sorted({0} | starts)),
         source=data_source(),
-        per_request=nano_each((_dearest(price.requests_kcount) or Decimal(0)) / 1000),
-        web_search=None if searches is None else nano_each(searches / 1000),
+        per_request=nano_each(_dearest(price.requests_kcount) or Decimal(0), 1000),
+        web_search=None if searches is None else nano_each(searches, 1000),
     )
 
 

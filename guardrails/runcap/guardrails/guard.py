@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 from weakref import WeakMethod
 
@@ -22,6 +22,7 @@ from .ledger import Grant, Ledger, MemoryLedger, Offer, Settlement
 from .permit import Permit
 from .pricing import NoPrice, PriceBook
 from .ratecard import RateCard
+from .reasons import hints, missing, over, reservation
 from .request import Request
 from .run import Run, ambient
 
@@ -195,7 +196,10 @@ class Guard:
         run = self.scope(run, request.model)
         try:
             known, card = self._prepare(request, run)
-            grant = reserve(_reservation(request, run, known), self.ledger)
+            grant = reserve(reservation(request, run, known), self.ledger)
+            if run.ended:
+                self.ledger.release(request.call_id)
+                raise over(run, request.model)
         except Refused as refused:
             raise self._refused(request.call_id, request.parent_id, run, refused, request) from refused.__cause__
         return self._permit(request, run, known, card, grant)
@@ -206,7 +210,10 @@ class Guard:
         run = self.scope(run, request.model)
         try:
             known, card = self._prepare(request, run)
-            grant = await areserve(_reservation(request, run, known), self.ledger)
+            grant = await areserve(reservation(request, run, known), self.ledger)
+            if run.ended:
+                await self.ledger.arelease(request.call_id)
+                raise over(run, request.model)
         except asyncio.CancelledError:
             # It may have landed, or land yet: a release frees it, or leaves a tombstone for it to land on.
             await asyncio.shield(self.ledger.arelease(request.call_id))
@@ -294,10 +301,10 @@ class Guard:
         except NoPrice as error:
             reason = str(error)
         else:
-            missing = _missing(card, request)
-            if missing is None:
+            lacks = missing(card, request)
+            if lacks is None:
                 return card
-            reason = f"no price for {missing} of model {request.model!r}"
+            reason = f"no price for {lacks} of model {request.model!r}"
         if all(account.caps.nano is None for account in run.accounts):
             return None
         way_out = "Give the price, or use a budget without dollars"
@@ -347,7 +354,7 @@ class Guard:
     def _refused(
         self, call_id: str, parent_id: str | None, run: Run, refused: Refused, request: Request | None = None
     ) -> Refused:
-        for hint in _hints(refused, shared=run is self._default, request=request):
+        for hint in hints(refused, shared=run is self._default, request=request):
             refused = refused.hinting(hint)
         for outer in run.outward():
             outer.tell_if_stopped()
@@ -358,36 +365,6 @@ class Guard:
             )
         )
         return refused
-
-
-def _reservation(request: Request, run: Run, known: Estimate) -> Reservation:
-    hold = known.hold
-    return Reservation(request.call_id, (Offer(hold, hold, known.expected),), run.accounts, request.model)
-
-
-def _missing(card: RateCard, request: Request) -> str | None:
-    """What the request will be billed for and the card has no price for."""
-    if not card.prices_output:
-        return "output tokens"
-    if request.audio and not card.prices_audio_output:
-        return "audio output"
-    return "audio input" if request.prompt.audio and not card.prices_audio_input else None
-
-
-def _hints(refused: Refused, *, shared: bool, request: Request | None) -> Iterator[str]:
-    """What is worth saying about the cause, beyond the numbers."""
-    details = refused.details
-    if (
-        details.unit in ("usd", "tokens")
-        and details.needed > details.cap
-        and request is not None
-        and request.output_cap
-    ):
-        yield f"This call alone may exceed the cap; its max_tokens is {request.output_cap:,}"
-    if details.unknown > details.spent:
-        yield "Most of it is unknown: calls were cut off, or reported no usage (see ChatOpenAI(stream_usage=True))"
-    if shared and isinstance(refused, BudgetExceeded):
-        yield "This is the default run, shared by every call outside an agent: guard.run() gives each task its own"
 
 
 def _check_parts(prices: object, sinks: object) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import Context, Decimal
+
+_EXACT = Context(prec=60)
 
 REGIONAL = Decimal("1.1")
 """Inference held to one region costs 10 % more.
@@ -39,4 +41,4 @@ def regional_factor(provider: str, model: str) -> Decimal | None:
 
 def write_12h_price(provider: str, plain_input: Decimal, cache_write: Decimal | None) -> Decimal | None:
     """Dollars per million tokens written for twelve hours; None where writes cost nothing extra or last otherwise."""
-    return plain_input * WRITE_12H if provider == "openai" and cache_write is not None else None
+    return _EXACT.multiply(plain_input, WRITE_12H) if provider == "openai" and cache_write is not None else None

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("runcap")
 
 _NOTHING = Response()
+_SAY_THEIR_BILL = ("openrouter", "perplexity", "x-ai")
+"""Who is believed that a call cost nothing; proxies fill the field with zeros."""
 _UNBOOKED = (ZERO, ZERO, Usage())
 
 
@@ -156,7 +158,7 @@ class Permit:
         return min(nano, self.grant.amount.nano) if self.estimate.hard else nano
 
     def _price(self, usage: Usage, response: Response) -> tuple[int | None, str | None]:
-        if response.billed_nano is not None:
+        if response.billed_nano or (response.billed_nano == 0 and self.request.provider in _SAY_THEIR_BILL):
             return response.billed_nano, BILLED
         card = self._settle_card(response)
         return (None, None) if card is None else (self._nano(card, usage), card.source)
@@ -178,7 +180,7 @@ class Permit:
         if model is None or (model, context, regional) == (request.model, request.context, request.regional):
             return card
         if card is not None and card.own and not self._guard.prices.overrides(model, request.provider):
-            return card  # providers answer with a dated name of the same model: the user's price stands
+            model = request.model or model  # they answer with a dated name of the same model: the user's price stands
         try:
             told = self._guard.prices.card(model, provider=request.provider, context=context, regional=regional)
         except NoPrice as error:

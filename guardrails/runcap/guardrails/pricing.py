@@ -28,7 +28,8 @@ from .catalog import (
 )
 from .clock import Clock, SystemClock
 from .money import to_usd
-from .overrides import Override, PriceLike, TokenPrice, read_file, read_override
+from .overrides import Override, PriceLike, TokenPrice, read_override
+from .pricefile import read_file
 from .ratecard import OVERRIDE, RateCard, Unpriced
 from .usage import Usage
 
@@ -88,7 +89,12 @@ class PriceBook:
     def _setup(self, overrides: Mapping[str, Override], source: str, clock: Clock | None) -> None:
         self._source = source
         self._clock = clock if clock is not None else SystemClock()
-        self._overrides = {_override_key(name): one for name, one in overrides.items()}
+        self._overrides: dict[str, Override] = {}
+        for name, one in overrides.items():
+            key = _override_key(name)
+            if not key or key in self._overrides:
+                raise ValueError(f"the price of {name!r} {'has no model' if not key else 'is there twice'}")
+            self._overrides[key] = one
         self._found: dict[tuple[str | None, str], Found] = {}
         self._cards: dict[tuple[str, str | None, PriceContext | None, bool], _Known] = {}
 

@@ -11,6 +11,7 @@ from .usage import Usage
 
 _MILLION = 1_000_000
 _CEILING = Context(prec=60, rounding=ROUND_CEILING)
+_EXACT = Context(prec=60)  # whatever the caller's own is
 
 OVERRIDE = "override"
 """The source of a price the user gave in code; one from a file names the file and its hash."""
@@ -71,7 +72,7 @@ class Rates(NamedTuple):
 
     def times(self, factor: Decimal) -> Rates:
         """Every rate times `factor`, rounded up to a nano-dollar per million tokens."""
-        return Rates(*(None if rate is None else _whole(rate * factor) for rate in self))  # type: ignore[arg-type]
+        return Rates(*(None if rate is None else _whole(_EXACT.multiply(Decimal(rate), factor)) for rate in self))  # type: ignore[arg-type]
 
     def dearest_input(self, writes: CacheWrites, *, audio: bool = False) -> int:
         """The most one input token can cost."""
@@ -213,14 +214,14 @@ def _of(rate: int | None, count: int, what: str) -> int:
     return 0
 
 
-def nano_each(dollars: Decimal) -> int:
-    """Dollars apiece in nano-dollars, rounded up."""
-    return _whole(dollars * NANO)
+def nano_each(dollars: Decimal, pieces: int = 1) -> int:
+    """Dollars for so many pieces, as nano-dollars apiece, rounded up."""
+    return _whole(_EXACT.divide(_EXACT.multiply(dollars, Decimal(NANO)), Decimal(pieces)))
 
 
 def _nano(dollars: Decimal | None) -> int | None:
     # Finer than a nano-dollar per million tokens exists nowhere; rounded up, so that a bound stays one.
-    return None if dollars is None else _whole(dollars * NANO)
+    return None if dollars is None else nano_each(dollars)
 
 
 def _whole(value: Decimal) -> int:

@@ -29,8 +29,7 @@ class Recent(Generic[K, V]):
 
     def put(self, key: K, value: V) -> None:
         """Keep a value; a new key counts as the most recent."""
-        self._entries[key] = value
-        if len(self._entries) > self._size:
-            with self._lock:
-                while len(self._entries) > self._size:
-                    del self._entries[next(iter(self._entries))]
+        with self._lock:
+            self._entries[key] = value
+            while len(self._entries) > self._size:
+                del self._entries[next(iter(self._entries))]

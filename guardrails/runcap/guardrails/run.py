@@ -64,7 +64,8 @@ class Run:
         self._counted: deque[tuple[Usage, Usage, bool]] = deque()
         self._chain: tuple[Run, ...] = (self, *(parent.outward() if parent else ()))
         self._watched = _watched(budget)
-        self._counting = threading.Lock()
+        self._counting = threading.RLock()
+        self._folding = False
         self._unpriced = 0
         self.notes: dict[Any, Any] = {}
         """What adapters remember while the run lasts."""
@@ -311,6 +312,11 @@ class Run:
         if self._final is None:
             self._guard.calls.defer(self.close_when_idle)
 
+    def turn_away(self) -> None:
+        """A call was granted after the run was closed: its account, begun anew by that, goes again."""
+        if self._final is not None and not self._guard.ledger.balance(self.accounts[0].id).in_flight:
+            self._guard.ledger.close(self.accounts[0].id)
+
     def _top_up_key(self, key: str | None) -> str:
         if self._ended:
             raise RuntimeError(
@@ -327,17 +333,25 @@ class Run:
         return done
 
     def _fold(self, *, wait: bool = True) -> None:
-        # Never waits where a finalizer may have interrupted another fold of the same thread: that fold takes it along.
         if not self._counting.acquire(blocking=wait):
             return
         try:
-            while self._counted:
-                usage, before, priced = self._counted.popleft()
-                terms = zip(self._totals, usage.counts(), before.counts(), strict=True)
-                self._totals = [total + new - old for total, new, old in terms]
-                self._unpriced += not priced
+            if self._folding:
+                return  # a finalizer interrupted this very thread's fold, which will take the new ones along
+            self._folding = True
+            try:
+                self._add_counted()
+            finally:
+                self._folding = False
         finally:
             self._counting.release()
+
+    def _add_counted(self) -> None:
+        while self._counted:
+            usage, before, priced = self._counted.popleft()
+            terms = zip(self._totals, usage.counts(), before.counts(), strict=True)
+            self._totals = [total + new - old for total, new, old in terms]
+            self._unpriced += not priced
 
 
 def _watched(budget: Budget | None) -> tuple[tuple[int, float], ...]:

@@ -113,7 +113,8 @@ class MemoryLedger:
         """
         if os.getpid() != self._pid:
             raise LedgerError("a MemoryLedger does not outlive a fork; give the child a Guard of its own")
-        answer = self._locked(self._reserve, call_id, offers, accounts)
+        with self._lock:
+            answer = None if self._busy else self._locked(self._reserve, call_id, offers, accounts)
         if answer is None:
             raise LedgerError("a model call was made by a finalizer that interrupted the ledger")
         return answer
@@ -179,8 +180,10 @@ class MemoryLedger:
                 self._book_late()
                 return operation(*args, **kwargs)
             finally:
-                self._book_late()
-                self._busy = False
+                try:
+                    self._book_late()
+                finally:
+                    self._busy = False
 
     def _book_late(self) -> None:
         while self._late:

@@ -113,8 +113,8 @@ class Calls:
         if is_cache_hit(message):
             permit.free(told)
         elif usage is not None and usage.input_tokens:
-            self._remember(permit, message, usage.input_tokens, usage.output_tokens)
             permit.settle(usage, told)
+            self._remember(permit, message, usage.input_tokens, usage.output_tokens)
         elif usage is not None:
             # Claude's streams may report the output alone, and LangChain drops what they said of the input.
             permit.abandon(response=told, partial=usage)

@@ -17,7 +17,7 @@ from runcap.guardrails.ratecard import CacheWrites
 
 from .parts import Size, dearer, is_plain, mark, measure, sent_of
 
-_TRAILS = 8
+_TRAILS = 32
 _FIRST, _LAST, _TURN = 2, 8, 8
 _SEAM = 64
 
@@ -97,15 +97,14 @@ class _Trail:
         if old is new or not all(isinstance(one, HumanMessage) and is_plain(one) for one in (old, new)):
             return False
         before, now = str(old.content), str(new.content)
-        if not now.startswith(before) or not self._is_unedited():
+        if old.name != new.name or not now.startswith(before) or not self._is_unedited():
             return False
         # No token reaches over more than the last word and the spaces around it: those are counted afresh.
         seam = len(before.rstrip().rpartition(" ")[0].rstrip())
         if seam < len(before) // 2:
             return False
-        self.prompt = Prompt(measured=count + _SEAM, bounded=self.prompt.bounded).plus(
-            measure(HumanMessage(now[seam:])).prompt
-        )
+        counted = Prompt(measured=count + _SEAM, audio=self.prompt.audio, bounded=self.prompt.bounded)
+        self.prompt = counted.plus(measure(HumanMessage(now[seam:])).prompt)
         self.end = hash((self.before, measure(new).digest))
         known[-1], self.marks[-1] = new, mark(new)
         return True
@@ -147,7 +146,12 @@ class Walks:
 
 def answer_digest(base: int, message: BaseMessage) -> int:
     """Names an answer of this model, so that its counted output bounds it when it comes back as input."""
-    return hash((base, measure(message).digest))
+    return _answer(base, measure(message).digest)
+
+
+def _answer(base: int, digest: int) -> int:
+    # Apart from the digests of prompts: a history may begin with an answer.
+    return hash(("answer", base, digest))
 
 
 def _known(prompt: Prompt, end: int, measured: Measured) -> Prompt:
@@ -158,7 +162,7 @@ def _known(prompt: Prompt, end: int, measured: Measured) -> Prompt:
 def _counted(size: Size, base: int, message: BaseMessage, measured: Measured) -> Prompt:
     new = size.prompt
     if isinstance(message, AIMessage):
-        count = measured.get(hash((base, size.digest)))
+        count = measured.get(_answer(base, size.digest))
         if count is not None and count < new.ascii_bytes + new.wide_bytes:
             return Prompt(measured=count, messages=new.messages, bounded=new.bounded)
     return new

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
 from pydantic import BaseModel
 
 from runcap.guardrails.estimate import Prompt
@@ -65,12 +65,13 @@ def measure(message: BaseMessage) -> Size:
     answers = message.tool_call_id if isinstance(message, ToolMessage) else ""
     parts.text(answers)
     parts.text(message.name or "")
+    parts.text(_role(message))
     return Size(_digest(message, text, calls, more, answers), parts.prompt(), parts.writes)
 
 
 def is_plain(message: BaseMessage) -> bool:
     """It is its text and nothing else."""
-    if type(message.content) is not str or message.additional_kwargs:
+    if type(message.content) is not str or message.additional_kwargs or isinstance(message, ChatMessage):
         return False
     return not isinstance(message, AIMessage) or not (message.tool_calls or message.invalid_tool_calls)
 
@@ -131,7 +132,12 @@ def _measure_plain(message: BaseMessage) -> Size:
 
 def _digest(message: BaseMessage, text: str, calls: str, more: str, answers: str) -> int:
     name = None if isinstance(message, AIMessage) else message.name
-    return hash((message.type, text, calls, more, answers, name))
+    # A string is not the blocks whose JSON it may be.
+    return hash((message.type, _role(message), type(message.content), text, calls, more, answers, name))
+
+
+def _role(message: BaseMessage) -> str:
+    return message.role if isinstance(message, ChatMessage) else ""
 
 
 class _Parts:

@@ -15,8 +15,11 @@ from runcap.guardrails.request import Request
 
 from .messages import Walk
 
-_CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_tokens_to_sample", "num_predict")
-_CHOICES = ("n", "best_of")
+_CAPS = (
+    *("max_completion_tokens", "max_tokens", "max_output_tokens", "max_tokens_to_sample", "num_predict"),
+    *("maxTokens", "maxOutputTokens"),
+)
+_CHOICES = ("n", "best_of", "candidate_count", "candidateCount")
 
 # Where each integration keeps its models' profiles (the figures `model.profile` shows), by provider.
 _PROFILES = {
@@ -74,7 +77,11 @@ class Described:
     @property
     def model(self) -> str | None:
         """The model asked for."""
-        places = ((self.params, "model"), (self.params, "model_name"), (self.params, "model_id"))
+        made = self.serialized.get("kwargs") or {}
+        # A body given by hand is laid over the rest, so its model is the one that is called.
+        bodies = [at[body] for body in _BODIES for at in (self.params, made) if isinstance(at.get(body), Mapping)]
+        places = [(body, "model") for body in bodies]
+        places += [(self.params, "model"), (self.params, "model_name"), (self.params, "model_id")]
         for source, name in (*places, (self.metadata, "ls_model_name")):
             value = source.get(name)
             if isinstance(value, str) and value:
@@ -88,13 +95,17 @@ class Described:
         return provider_id(name) if isinstance(name, str) and name else None
 
 
-_NESTED = ("model_kwargs", "extra_body")
+_BODIES = ("extra_body", "model_kwargs")
+_NESTED = (*_BODIES, "generation_config", "inferenceConfig", "inference_config")
 
 # Settings that let a request cost more than its own text and caps say: server-side state, hosted features, surcharges.
 _UNBOUNDED = (
     *("previous_response_id", "use_previous_response_id", "conversation", "prompt", "mcp_servers", "container"),
     *("context_management", "cached_content", "web_search_options", "search_parameters", "background"),
+    *("plugins", "models", "route", "fallbacks"),
 )
+# Models that search by themselves, at a fee for each search.
+_SEARCHING = ("-search-", "deep-research", "sonar")
 _PRICED_REGIONS = ("global", "us")
 _OPENAI = "api.openai.com"
 
@@ -147,7 +158,8 @@ def _speaks(call: Described) -> bool:
 def _is_bounded(call: Described) -> bool:
     # An `inference_geo` that has no published surcharge may have any.
     known = all(geo in _PRICED_REGIONS for geo in call.everywhere("inference_geo"))
-    return known and not any(any(call.everywhere(name)) for name in _UNBOUNDED)
+    searches = any(part in (call.model or "") for part in _SEARCHING)
+    return known and not searches and not any(any(call.everywhere(name)) for name in _UNBOUNDED)
 
 
 def _is_regional(call: Described) -> bool:

@@ -14,6 +14,7 @@ from .parts import Size, base_size, copied
 from .request import Described, describe
 
 _KEPT = 32
+_DEPTH = 64
 _TOLD = ("ls_provider", "ls_model_name", "ls_max_tokens")
 
 
@@ -26,7 +27,7 @@ class Sketch:
         self.base: Size = base_size(self.model, self.call.provider, self.call.body)
         self._serialized = serialized
         # A copy: tools and other settings are the caller's own, and may be edited in place.
-        self._params = copied(params)
+        self._params = copied(params, _DEPTH)
         self._told = [metadata.get(name) for name in _TOLD]
         self._requests: dict[CacheWrites, Request] = {}
 

@@ -1,0 +1,51 @@
+"""What a call asks of the ledger, and what there is to say where it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .admission import Reservation
+from .errors import BudgetExceeded, RefusalDetails, Refused
+from .estimate import Estimate
+from .ledger import Offer
+from .ratecard import RateCard
+from .request import Request
+from .run import Run
+
+
+def reservation(request: Request, run: Run, known: Estimate) -> Reservation:
+    """What to ask of the ledger for this call."""
+    hold = known.hold
+    return Reservation(request.call_id, (Offer(hold, hold, known.expected),), run.accounts, request.model)
+
+
+def over(run: Run, model: str | None) -> BudgetExceeded:
+    """The run ended between the choice of it and the reservation."""
+    run.turn_away()
+    way_out = "Calls belong inside the run; guard.run() begins another"
+    return BudgetExceeded(RefusalDetails(reason="the run is over", way_out=way_out, run_id=run.id, model=model))
+
+
+def missing(card: RateCard, request: Request) -> str | None:
+    """What the request will be billed for and the card has no price for."""
+    if not card.prices_output:
+        return "output tokens"
+    if request.audio and not card.prices_audio_output:
+        return "audio output"
+    return "audio input" if request.prompt.audio and not card.prices_audio_input else None
+
+
+def hints(refused: Refused, *, shared: bool, request: Request | None) -> Iterator[str]:
+    """What is worth saying about the cause, beyond the numbers."""
+    details = refused.details
+    if (
+        details.unit in ("usd", "tokens")
+        and details.needed > details.cap
+        and request is not None
+        and request.output_cap
+    ):
+        yield f"This call alone may exceed the cap; its max_tokens is {request.output_cap:,}"
+    if details.unknown > details.spent:
+        yield "Most of it is unknown: calls were cut off, or reported no usage (see ChatOpenAI(stream_usage=True))"
+    if shared and isinstance(refused, BudgetExceeded):
+        yield "This is the default run, shared by every call outside an agent: guard.run() gives each task its own"
