@@ -57,6 +57,11 @@ def asks(name: str, call_id: str, **arguments: object) -> dict[str, Any]:
     return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
+def twice(name: str, call_id: str) -> dict[str, Any]:
+    asked = asks(name, call_id)
+    return {**asked, "tool_calls": asked["tool_calls"] * 2}
+
+
 def tool(call_id: str, content: str) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": call_id, "content": content}
 
@@ -300,6 +305,8 @@ BAD = {
         TAU.replace('\\"7\\"}', "}"),
         "no tau recording: at 0.traj.2.tool_calls.0.function.arguments: Invalid",
     ),
+    "an argument no tool has": (tau(HELLO, asks("f", "a", **{"$ref": 1})), "a tool with an argument '$ref'"),
+    "one id twice": (tau(HELLO, twice("f", "a")), "two tool calls of message 1 share an id"),
     "no answer": (tau(HELLO), "conversation 5 is no agent's: no model answer in it"),
     "no user": (tau(said("assistant", "x")), "conversation 5 is no agent's: message 0 (ai) cannot follow start"),
     "no tool answer": (tau(HELLO, asks("f", "a"), HELLO), "message 2 (human) cannot follow ai with tool calls"),

@@ -103,3 +103,20 @@ def test_an_override_stands_whatever_dated_name_answers() -> None:
     g.admit(request(model="ours", provider="azure")).settle(MILLION, Response(model="gpt-4o-2024-08-06"))
     assert seen.of(CallEnded)[0].cost_usd == Decimal("1.25")
     assert str(seen.of(CallEnded)[0].price_source).startswith("override of genai-prices/")
+
+
+@pytest.mark.parametrize(
+    ("override", "told", "dollars"),
+    [
+        ({"input": 1, "output": 1, "contexts": {"priority": {"input": 10, "output": 10}}}, "priority", "10"),
+        ({"input": 1, "output": 1, "contexts": {"priority": {"input": 10, "output": 10}}}, "standard", "1"),
+        ({"input": 1, "output": 1}, "flex", "1"),
+        ({"like": "openai:gpt-4o"}, "priority", "4.25"),
+    ],
+)
+def test_the_tier_that_was_served_is_charged_under_an_override_too(
+    override: dict[str, Any], told: Any, dollars: str
+) -> None:
+    g = Guard(Budget(usd=100), prices=PriceBook({"gpt-4o": override}), sinks=())
+    g.admit(request()).settle(MILLION, Response(model="gpt-4o-2024-08-06", context=told))
+    assert g.default_run.spent_usd == Decimal(dollars)

@@ -65,3 +65,36 @@ def test_tombstones_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(50):
         ledger.release(f"c{number}")
     assert len(ledger._dead) == 10
+
+
+def test_a_reserve_inside_another_operation_is_refused_and_never_booked() -> None:
+    ledger = MemoryLedger()
+    original = ledger._settle
+    ledger.reserve("old", (offer(10),), (account(),))
+
+    def reserving(*args: object) -> object:
+        with pytest.raises(LedgerError, match="finalizer"):
+            ledger.reserve("inner", (offer(10),), (account(),))
+        return original(*args)  # type: ignore[arg-type]
+
+    ledger._settle = reserving  # type: ignore[method-assign,assignment]
+    ledger.settle("old", Amounts(nano=4))
+    assert (ledger.balance("run:a").held.nano, ledger.balance("run:a").in_flight) == (0, 0)
+
+
+def test_an_interrupt_while_booking_what_came_late_leaves_the_ledger_usable() -> None:
+    ledger = MemoryLedger()
+    ledger.reserve("old", (offer(10),), (account(),))
+    original = ledger._settle
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    def leaving(*args: object) -> object:
+        ledger._late.append(interrupted)
+        return original(*args)  # type: ignore[arg-type]
+
+    ledger._settle = leaving  # type: ignore[method-assign,assignment]
+    with pytest.raises(KeyboardInterrupt):
+        ledger.settle("old", Amounts(nano=4))
+    assert isinstance(ledger.reserve("new", (offer(1),), (account(),)), Grant)

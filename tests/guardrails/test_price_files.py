@@ -99,6 +99,27 @@ def test_the_source_names_the_file_and_its_hash(book: PriceBook) -> None:
         ),
         ("p.toml", "a = = 1", r"p\.toml: no TOML.*line 1"),
         ("p.ini", "a = 1", r"\.yaml, \.yml, \.toml or \.json"),
+        ("p.yaml", "a:\n  input: 1\nb:\n  input: 1\n  output: 2\n", r"p\.yaml:1: .*'a'.*output: Field req"),
+        ("p.json", '{\n"a":{"input":1},\n"b":{"input":1,\n"output":2}}', r"p\.json:2: .*'a'"),
+        ("p.toml", "[a]\ninput=1\n[b]\ninput=1\noutput=2\n", r"p\.toml:1: .*'a'"),
+        (
+            "p.yaml",
+            "x: {input: 1, output: 2, contexts: {batch: {input: 1, output: 2}}}\nbatch:\n  input: bad\n",
+            r":3: ",
+        ),
+        ("p.toml", '[b.contexts.batch]\ninput=1\noutput=1\n[b]\ninput="bad"\noutput=1\n', r"p\.toml:5: .*'b'"),
+        ("p.json", '{"m":\t{\n"output": 1,\t"input": "x"}}', r"p\.json:2: .*input"),
+        ("p.yaml", "m: {input: 1, output: 1}\nm: {input: 0, output: 0}\n", r"p\.yaml:2: .*'m' stands there twice"),
+        ("p.json", '{"m": {"input": 1, "output": 1}, "m": {"input": 0, "output": 0}}', r"'m' stands there twice"),
+        ("p.yaml", "m: {input: 010, output: 1:30}\n", r"p\.yaml:1: .*output: .*decimal"),
+        ("p.yaml", "m: {input: true, output: 1}\n", r"p\.yaml:1: .*input: .*decimal"),
+        ("p.json", '{"m": {"input": 1e999999, "output": 1}}', r"p\.json:1: .*less than or equal"),
+        ("p.json", '{"m": {"input": ' + "9" * 5_000 + ', "output": 1}}', r"p\.json:1: .*less than or equal"),
+        ("p.toml", "[m]\ninput = " + "9" * 5_000, r"p\.toml: "),
+        ("p.json", '{"m":' * 3_000 + "1" + "}" * 3_000, "nested too deeply"),
+        ("p.yaml", "[" * 3_000, "nested too deeply"),
+        ("p.yaml", "'': {input: 1, output: 1}", "has no model"),
+        ("p.yaml", "", "expected a mapping"),
         ("p.yaml", "a:\n  like: nobody:nothing", r"p\.yaml:2: .*like: .*no bundled price for 'nobody:nothing'"),
     ],
 )
@@ -111,3 +132,25 @@ def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, name: str, text: st
 def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         PriceBook.from_file(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_byte_order_mark_is_no_matter_and_another_encoding_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("\ufeff" + FILES[name])
+    assert PriceBook.from_file(tmp_path / name).cost("my-model", MILLION) == Decimal("2.5")
+    (tmp_path / name).write_bytes(FILES[name].encode() + b"# \xe9")
+    with pytest.raises(ValueError, match=r"prices\..*: not UTF-8 text"):
+        PriceBook.from_file(tmp_path / name)
+
+
+def test_yaml_is_read_as_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "yes: {input: 010, output: 1}\n5.1: &x {input: 1_000.5, output: 1}\n2024-01-01: {<<: *x, output: 2}\n"
+    )
+    book = PriceBook.from_file(path)
+    assert [book.cost(model, MILLION) for model in ("yes", "5.1", "2024-01-01")] == [
+        10,
+        Decimal("1000.5"),
+        Decimal("1000.5"),
+    ]

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import ROUND_DOWN, Context, Decimal, Inexact, localcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from genai_prices.types import ModelInfo, Provider
@@ -344,6 +347,38 @@ def test_no_usage_within_a_bound_costs_more_than_the_bound(model: tuple[str, str
     bound = card.most_nano(usage.input_tokens, usage.output_tokens, "1h")
     assert 0 <= card.nano(usage) <= bound
     assert bound <= card.most_nano(usage.input_tokens + 1, usage.output_tokens + 1, "1h")
+
+
+@pytest.mark.parametrize("context", [Context(prec=3, rounding=ROUND_DOWN), Context(prec=3, traps=[Inexact])])
+def test_the_callers_decimal_context_changes_no_price(context: Context) -> None:
+    usage = Usage(123_457, 4_321, 23_456, 34_567, web_searches=3)
+    cases = [("gpt-5.6", "openai", False), ("claude-opus-4-8", "anthropic", True), ("mine", None, False)]
+    prices: dict[str, Any] = {
+        "mine": {"input": "1.23456", "output": "7.891", "web_search": "9.87654", "request": "0.0123"}
+    }
+    expected = [PriceBook(prices).cost(model, usage, provider=who, regional=region) for model, who, region in cases]
+    with localcontext(context):
+        book = PriceBook(prices)
+        assert [book.cost(model, usage, provider=who, regional=region) for model, who, region in cases] == expected
+
+
+def test_a_date_all_files_share_does_not_make_the_data_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    newest = data_date(datetime.now(UTC))
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", lambda self, **_: SimpleNamespace(st_mtime=0))
+        assert data_date(datetime.now(UTC)) == newest
+        patched.setattr(Path, "stat", _not_a_directory)
+        assert data_date(datetime.now(UTC)) == newest
+
+
+def _not_a_directory(self: Path, **_: object) -> None:
+    raise NotADirectoryError(str(self))
+
+
+@pytest.mark.parametrize("names", [("", "x"), ("GPT-X", "gpt-x"), ("models/a", "a"), ("xai:grok", "x-ai:grok")])
+def test_a_model_has_one_price(names: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"is there twice|has no model"):
+        PriceBook({name: {"input": 1, "output": 1} for name in names})
 
 
 def test_costs_are_whole_nano_dollars() -> None:

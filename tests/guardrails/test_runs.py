@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -204,3 +205,50 @@ def test_usage_that_comes_late_replaces_the_estimate() -> None:
         permit.abandon()
         permit.settle(Usage(120, 80))
     assert outer.usage == Usage(120, 80)
+
+
+def test_a_call_that_lands_after_its_run_has_ended_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = guard()
+    run = g.run().__enter__()
+    g.admit(request()).settle(Usage(0, 1000))
+    prepare = g._prepare
+
+    def ending(*args: Any) -> Any:
+        prepared = prepare(*args)
+        run.end()  # as another thread may, at this very moment
+        return prepared
+
+    monkeypatch.setattr(g, "_prepare", ending)
+    with pytest.raises(BudgetExceeded, match="the run is over"):
+        g.admit(request(), run)
+    ledger = g.ledger
+    assert isinstance(ledger, MemoryLedger)
+    assert not ledger._accounts
+    assert (run.spent_usd, run.steps) == (Decimal("0.01"), 1)
+
+
+def test_a_named_run_can_be_begun_again_after_its_end() -> None:
+    g = guard()
+    for _ in range(2):
+        run = g.named_run("job-7")
+        g.admit(request(), run).settle(Usage(0, 1000))
+        run.end()
+        assert run.steps == 1
+
+
+def test_reading_a_runs_usage_within_its_own_fold_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = guard()
+    run = g.default_run
+    g.admit(request()).settle(Usage(5, 5))
+    counts = Usage.counts
+    seen: list[bool] = []
+
+    def reading(usage: Usage) -> tuple[int, ...]:
+        if not seen:
+            seen.append(True)
+            assert run.spent_usd is not None  # as a sink does, told by a finalizer in the middle of the fold
+        return counts(usage)
+
+    monkeypatch.setattr(Usage, "counts", reading)
+    assert run.usage == Usage(5, 5)
+    assert seen

@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 from langchain_core.language_models import FakeListChatModel
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, ToolMessage
 
 from runcap.guardrails import (
     BudgetExceeded,
     UnpricedModel,
 )
 from runcap.guardrails.estimate import Measured
+from runcap.guardrails.events import CallStarted
 from runcap.guardrails.testing import Reply
 from runcap.integrations.langchain.messages import Walk, Walks
-from runcap.integrations.langchain.parts import base_size, measure
+from runcap.integrations.langchain.parts import as_json, base_size, measure
 from runcap.integrations.langchain.request import Described, describe
 
 from .conftest import Serve, Watch, openai
@@ -64,11 +65,69 @@ def test_many_choices_multiply_however_they_are_named() -> None:
         ({}, {"mcp_servers": [{"url": "x"}]}),
         ({}, {"container": {"skills": []}}),
         ({}, {"inference_geo": "eu"}),
+        ({"plugins": [{"id": "web"}]}, {}),
+        ({"models": ["openai/o1-pro"], "route": "fallback"}, {}),
+        ({"extra_body": {"models": ["openai/o1-pro"]}}, {}),
+        ({"model": "gpt-4o-search-preview"}, {}),
     ],
 )
 def test_state_and_features_on_the_servers_side_are_not_bounded(params: Any, constructor: Any) -> None:
     assert not described(params, constructor).bounded
     assert described({}, {}).bounded
+
+
+@pytest.mark.parametrize(
+    ("params", "cap", "choices"),
+    [
+        ({"max_tokens": 100, "generation_config": {"max_output_tokens": 8_000, "candidate_count": 4}}, 8_000, 4),
+        ({"max_output_tokens": 100, "candidate_count": 3}, 100, 3),
+        ({"max_tokens": 100, "inferenceConfig": {"maxTokens": 8_000}}, 8_000, 1),
+        ({"max_tokens": 100, "maxTokens": 8_000}, 8_000, 1),
+    ],
+)
+def test_caps_and_choices_go_by_every_packages_names(params: dict[str, Any], cap: int, choices: int) -> None:
+    request = described(params)
+    assert (request.output_cap, request.choices) == (cap, choices)
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_model_named_in_the_body_is_the_one_that_is_called(made: bool) -> None:
+    body = {"extra_body": {"model": "gpt-4"}}
+    call = described({"model": "gpt-4o-mini"}, body) if made else described({"model": "gpt-4o-mini", **body})
+    assert call.model == "gpt-4"
+
+
+def test_a_history_that_begins_with_an_answer_is_not_held_at_its_output(serve: Serve) -> None:
+    provider = serve(Reply(text="fine", output_tokens=5))
+    watch = Watch(usd=1)
+    tools = [{"type": "function", "function": {"name": f"f{n}", "description": "x" * 500}} for n in range(20)]
+    model = openai(provider, max_tokens=10).bind(tools=tools)
+    answer = model.invoke("hello", watch.config)
+    model.invoke([answer, HumanMessage("go on")], watch.config)
+    first, second = watch.recorder.of(CallStarted)
+    assert second.held_nano > first.held_nano * 0.9
+
+
+def test_blocks_and_the_json_of_them_are_two_messages() -> None:
+    blocks: Any = [{"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 30_000}}]
+    text = HumanMessage(as_json(blocks))
+    assert measure(text).digest != measure(HumanMessage(blocks)).digest
+    assert measure(text).prompt.ascii_bytes > 30_000
+
+
+def test_the_role_of_a_chat_message_counts() -> None:
+    one, other = ChatMessage(content="hi", role="user"), ChatMessage(content="hi", role="x" * 1_000)
+    assert measure(one).digest != measure(other).digest
+    assert measure(other).prompt.ascii_bytes >= 1_000
+
+
+def test_sound_stays_sound_when_a_string_after_it_grows() -> None:
+    measured, walks = Measured(), Walks()
+    sound: Any = HumanMessage([{"type": "input_audio", "input_audio": {"data": "AAAA"}}])
+    text = "one two three " * 50
+    measured.put(walks.walk(BASE, [sound, HumanMessage(text)], measured).end, 500)
+    grown = walks.walk(BASE, [sound, HumanMessage(text + "four")], measured).prompt
+    assert (grown.audio, grown.bounded, grown.measured > 500) == (True, False, True)
 
 
 def test_the_models_ceiling_bounds_an_absurd_cap_unless_a_beta_raises_it() -> None:

@@ -47,10 +47,14 @@ def test_another_call_is_not(made: dict[str, Any], params: dict[str, Any], told:
     assert sketches.get(made, params, told) is not first
 
 
-def test_tools_edited_in_place_are_measured_anew() -> None:
+@pytest.mark.parametrize("depth", [0, 4, 12])
+def test_tools_edited_in_place_are_measured_anew(depth: int) -> None:
     sketches, tools = Sketches(), [tool("short")]
+    edited = tools[0]["function"]
+    for _ in range(depth):
+        edited = edited.setdefault("properties", {})
     before = request_of(sketches.get(MADE, {"tools": tools}, TOLD)).prompt.ascii_bytes
-    tools[0]["function"]["description"] = "long " * 100
+    edited["description"] = "long " * 100
     after = request_of(sketches.get(MADE, {"tools": tools}, TOLD)).prompt.ascii_bytes
     assert after >= before + 490
 

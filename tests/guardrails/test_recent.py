@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import sys
+import threading
+
+import pytest
+
+from runcap.guardrails.recent import Recent
+
+
+def test_the_oldest_go_first() -> None:
+    recent: Recent[int, int] = Recent(3)
+    for number in range(5):
+        recent.put(number, number)
+    recent.put(2, 20)
+    assert [recent.get(number) for number in range(5)] == [None, None, 20, 3, 4]
+    assert (len(recent), 4 in recent, 0 in recent) == (3, True, False)
+
+
+def test_many_threads_may_put_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    recent: Recent[int, int] = Recent(50)
+    wrong: list[BaseException] = []
+    interval = sys.getswitchinterval()
+
+    def put(start: int) -> None:
+        try:
+            for number in range(start, start + 3_000):
+                recent.put(number, number)
+        except RuntimeError as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=put, args=(number * 10_000,)) for number in range(8)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert (wrong, len(recent)) == ([], 50)
