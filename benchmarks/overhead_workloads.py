@@ -7,6 +7,7 @@ import gc
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from itertools import count
 from typing import Any
 
 from langchain.agents import create_agent
@@ -33,7 +34,7 @@ HISTORIES = (10, 100, 1_000, 5_000)
 CALLS, STEPS, CHUNKS = 100, 20, 50
 USAGE = {"input_tokens": 120, "output_tokens": 20, "total_tokens": 140}
 TOLD = {"model_name": "gpt-4o-2024-08-06", "finish_reason": "stop", "id": "chatcmpl-1", "service_tier": "default"}
-PROMPT: list[BaseMessage] = [HumanMessage("What is the weather like in Paris, and what should I wear? " * 4)]
+QUESTION = "What is the weather like in Paris, and what should I wear? " * 4
 ASK: dict[str, Any] = {"messages": [("user", "What is the weather like in Paris?")]}
 
 
@@ -163,6 +164,14 @@ def weather(city: str) -> str:
     return "Rain, 12 degrees, wind from the west."
 
 
+_numbers = count()
+
+
+def _prompt() -> list[BaseMessage]:
+    """A new message each time: nothing is known of it yet."""
+    return [HumanMessage(f"{next(_numbers)} {QUESTION}")]
+
+
 def tracer_provider() -> TracerProvider:
     """Spans into a null exporter, at once."""
     provider = TracerProvider()
@@ -192,7 +201,7 @@ def chat_sync(config: RunnableConfig) -> Callable[[], int]:
 
     def batch() -> int:
         for _ in range(CALLS):
-            model.invoke(PROMPT, config)
+            model.invoke(_prompt(), config)
         return CALLS
 
     return batch
@@ -204,7 +213,7 @@ def chat_async(config: RunnableConfig) -> Callable[[], int]:
 
     async def calls() -> int:
         for _ in range(CALLS):
-            await model.ainvoke(PROMPT, config)
+            await model.ainvoke(_prompt(), config)
         return CALLS
 
     return _on_one_loop(calls)
@@ -237,7 +246,7 @@ def chunk_sync(config: RunnableConfig) -> Callable[[], int]:
     model = Instant()
 
     def batch() -> int:
-        return sum(1 for _ in range(4) for _ in model.stream(PROMPT, config))
+        return sum(1 for _ in range(4) for _ in model.stream(_prompt(), config))
 
     return batch
 
@@ -247,7 +256,7 @@ def chunk_async(config: RunnableConfig) -> Callable[[], int]:
     model = Instant()
 
     async def chunks() -> int:
-        return sum([1 for _ in range(4) async for _ in model.astream(PROMPT, config)])
+        return sum([1 for _ in range(4) async for _ in model.astream(_prompt(), config)])
 
     return _on_one_loop(chunks)
 

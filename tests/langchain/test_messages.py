@@ -161,7 +161,12 @@ def test_a_run_remembers_few_prompts() -> None:
     walks = Walks()
     for number in range(50):
         walks.walk(base_size(f"m{number}", None, {}), [USER], Measured())
-    assert len(walks) <= 32
+    assert len(walks) == 50
+    for number in range(500):
+        walks.walk(BASE, [HumanMessage(str(number))], Measured())
+    assert len(walks) == len(walks._by_start) == 64
+    walks.forget(BASE.digest)
+    assert len(walks) == len(walks._by_start) == 0
 
 
 LONG = [HumanMessage(f"message {number}") for number in range(500)]
@@ -186,9 +191,24 @@ def test_two_histories_on_one_base_are_both_followed() -> None:
     walks, measured = Walks(), Measured()
     one, other = [*LONG[:5]], [*LONG[5:10]]
     for length in range(3):
-        walked(walks, [*one, *LONG[:length]], measured)
-        walked(walks, [*other, *LONG[:length]], measured)
+        assert walked(walks, [*one, *LONG[100 : 100 + length]], measured) == (1 if length else 5)
+        assert walked(walks, [*other, *LONG[200 : 200 + length]], measured) == (1 if length else 5)
     assert len(walks) == 2
+
+
+def test_histories_that_end_in_one_message_do_not_pile_up() -> None:
+    walks, measured = Walks(), Measured()
+    for number in range(100):
+        walked(walks, [LONG[number], HumanMessage(f"{number}" * 70), USER], measured)
+    assert len(walks) == len(walks._by_start) == 1
+
+
+def test_many_histories_take_turns_without_being_measured_anew() -> None:
+    walks, measured = Walks(), Measured()
+    histories = [[HumanMessage(f"history {one}, message {number}") for number in range(30)] for one in range(40)]
+    for length in (10, 12, 30):
+        fresh = [walked(walks, [*history[:length]], measured) for history in histories]
+        assert fresh == [{10: 10, 12: 2, 30: 18}[length]] * 40
 
 
 @pytest.mark.parametrize("index", [0, 1, 499, 495])

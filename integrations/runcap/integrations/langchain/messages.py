@@ -17,9 +17,14 @@ from runcap.guardrails.ratecard import CacheWrites
 
 from .parts import Size, dearer, is_plain, mark, measure, sent_of
 
-_TRAILS = 32
+_TRAILS = 64
+_NEW = 64
+"""How many messages a history may be longer by, to be taken for the same one gone on."""
 _FIRST, _LAST, _TURN = 2, 8, 8
 _SEAM = 64
+
+
+_Key = tuple[object, ...]
 
 
 class Walk(NamedTuple):
@@ -41,6 +46,7 @@ class _Trail:
         self.before = self.end = base.digest
         self.prompt = base.prompt
         self.writes = base.writes
+        self.keys: tuple[_Key, ...] = ()
         self._turn = 0
 
     def leads_to(self, messages: Sequence[BaseMessage]) -> bool:
@@ -114,34 +120,56 @@ class Walks:
     """The last prompts of one run."""
 
     def __init__(self) -> None:
-        self._trails: list[_Trail] = []
+        # By the last message, and by how the last message starts; the one used last stands last.
+        self._by_last: dict[_Key, _Trail] = {}
+        self._by_start: dict[_Key, _Trail] = {}
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
-        return len(self._trails)
+        return len(self._by_last)
 
     def walk(self, base: Size, messages: Sequence[BaseMessage], measured: Measured) -> Walk:
         """Measure a prompt, starting from an earlier one where it goes on from that."""
         with self._lock:
-            trail = self._find(base, messages, measured)
+            trail = self._find(base, messages, measured) or _Trail(base)
+            self._drop(trail)
             trail.extend(messages, measured)
+            self._keep(trail)
             return Walk(base.digest, trail.end, trail.prompt, trail.writes)
 
     def forget(self, base: int) -> None:
         """Measure anew whatever stands on this base."""
         with self._lock:
-            self._trails = [trail for trail in self._trails if trail.base != base]
+            for trail in [trail for trail in self._by_last.values() if trail.base == base]:
+                self._drop(trail)
 
-    def _find(self, base: Size, messages: Sequence[BaseMessage], measured: Measured) -> _Trail:
-        for index, trail in enumerate(self._trails):
-            if trail.base == base.digest and (trail.leads_to(messages) or trail.grow(messages, measured)):
-                if index:
-                    self._trails.insert(0, self._trails.pop(index))
+    def _find(self, base: Size, messages: Sequence[BaseMessage], measured: Measured) -> _Trail | None:
+        for message in messages[: -_NEW - 1 : -1]:
+            trail = self._by_last.get((base.digest, id(message)))
+            if trail is not None and trail.leads_to(messages):
                 return trail
-        trail = _Trail(base)
-        self._trails.insert(0, trail)
-        del self._trails[_TRAILS:]
-        return trail
+        trail = self._by_start.get(_start(base.digest, messages))
+        return trail if trail is not None and trail.grow(messages, measured) else None
+
+    def _keep(self, trail: _Trail) -> None:
+        if not trail.messages:
+            return
+        self._drop(self._by_last.get((trail.base, id(trail.messages[-1])), trail))
+        trail.keys = (trail.base, id(trail.messages[-1])), _start(trail.base, trail.messages)
+        self._by_last[trail.keys[0]] = self._by_start[trail.keys[1]] = trail
+        while len(self._by_last) > _TRAILS:
+            self._drop(next(iter(self._by_last.values())))
+
+    def _drop(self, trail: _Trail) -> None:
+        for index, key in zip((self._by_last, self._by_start), trail.keys, strict=False):
+            if index.get(key) is trail:
+                del index[key]
+
+
+def _start(base: int, messages: Sequence[BaseMessage]) -> _Key:
+    """What a prompt has in common with one that it grows into."""
+    content = messages[-1].content if messages else None
+    return base, len(messages), content[:_SEAM] if isinstance(content, str) else None
 
 
 def answer_digest(base: int, message: BaseMessage) -> int:
