@@ -2,8 +2,8 @@
 
     python benchmarks/pricing.py [--rounds N]
 
-Prints the median and the fastest of interleaved rounds, in microseconds a call, and their ratio. The usage is made before
-in both; the results are equal, or it fails.
+Prints the median and the fastest of interleaved rounds, in microseconds a call, and their ratio. The usage is made
+before, in both; the results are equal, or it fails.
 """
 
 from __future__ import annotations

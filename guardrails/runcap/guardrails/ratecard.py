@@ -142,7 +142,7 @@ class RateCard:
         rates = tiers[0].rates if len(tiers) == 1 else self.rates(known)
         read, written, out = usage.cache_read_tokens, usage.cache_write_tokens, usage.output_tokens
         total = rates.plain_input * (known - read - written) + rates.cache_read * read
-        total += _of(rates.output, out, "output tokens")
+        total += _of(rates.output, out, "output tokens") if rates.output is None else rates.output * out
         if written:
             total += rates.cache_write * written
             longer, longest = usage.cache_write_1h_tokens, usage.cache_write_12h_tokens
@@ -153,7 +153,8 @@ class RateCard:
             total += ((rates.reasoning or 0) - (rates.output or 0)) * usage.reasoning_tokens
         if usage.input_audio_tokens or usage.output_audio_tokens or usage.output_image_tokens:
             total += _media(rates, usage)
-        return _half_even(total) + self.per_request + self._searches(usage)
+        whole = _half_even(total) + self.per_request
+        return whole + _of(self.web_search, usage.web_searches, "web searches") if usage.web_searches else whole
 
     def expected_nano(self, input_tokens: int, output_tokens: int) -> int:
         """The price of plain text, uncached, rounded down."""
@@ -189,9 +190,6 @@ class RateCard:
     def times(self, factor: Decimal) -> RateCard:
         """Every token rate times `factor`; what is billed by the piece stays."""
         return replace(self, tiers=tuple(Tier(start, rates.times(factor)) for start, rates in self.tiers))
-
-    def _searches(self, usage: Usage) -> int:
-        return _of(self.web_search, usage.web_searches, "web searches") if usage.web_searches else 0
 
 
 def _media(rates: Rates, usage: Usage) -> int:
