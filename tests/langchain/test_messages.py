@@ -133,6 +133,13 @@ def test_an_answer_is_bounded_by_its_counted_output() -> None:
     assert walk.prompt.ascii_bytes == len("hello")
 
 
+def test_the_ids_of_an_answers_tool_calls_were_not_counted_with_it() -> None:
+    measured, answer = Measured(), call("look_up" * 20, "call_" + "x" * 30)
+    measured.put(answer_digest(BASE.digest, answer), 9)
+    walk = Walks().walk(BASE, [USER, answer], measured)
+    assert (walk.prompt.measured, walk.prompt.ascii_bytes) == (9, len("hello") + 35)
+
+
 @pytest.mark.parametrize(
     "other",
     [

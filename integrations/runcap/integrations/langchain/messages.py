@@ -191,6 +191,8 @@ def _counted(size: Size, base: int, message: BaseMessage, measured: Measured) ->
     new = size.prompt
     if isinstance(message, AIMessage):
         count = measured.get(_answer(base, size.digest))
-        if count is not None and count < new.ascii_bytes + new.wide_bytes:
-            return Prompt(measured=count, messages=new.messages, bounded=new.bounded)
+        # The ids are the provider's, not the model's: no output was counted for them.
+        ids = sum([len(call["id"] or "") for call in message.tool_calls])
+        if count is not None and count + ids < new.ascii_bytes + new.wide_bytes:
+            return Prompt(measured=count, ascii_bytes=ids, messages=new.messages, bounded=new.bounded)
     return new
