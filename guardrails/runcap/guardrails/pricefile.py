@@ -27,17 +27,20 @@ def read_file(path: str | Path) -> tuple[dict[str, Override], str]:
     """
     file = Path(path)
     raw = file.read_bytes()
+    source = f"{file.name}+{hashlib.blake2b(raw, digest_size=6).hexdigest()}"
     try:
-        text = raw.decode("utf-8-sig")
-        prices = _load(file, text)
+        return _prices(file, raw.decode("utf-8-sig")), source
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 text (byte {error.start})") from None
     except RecursionError:
         raise ValueError(f"{file}: nested too deeply for a file of prices") from None
+
+
+def _prices(file: Path, text: str) -> dict[str, Override]:
+    prices = _load(file, text)
     if not isinstance(prices, Mapping):
         raise ValueError(f"{file}:1: expected a mapping of model names to prices, got {type(prices).__name__}")  # noqa: TRY004 - of the file, not of an argument
-    source = f"{file.name}+{hashlib.blake2b(raw, digest_size=6).hexdigest()}"
-    return {str(name): _checked(file, text, str(name), given) for name, given in prices.items()}, source
+    return {str(name): _checked(file, text, str(name), given) for name, given in prices.items()}
 
 
 def _checked(file: Path, text: str, name: str, given: object) -> Override:
