@@ -16,6 +16,10 @@ from runcap.guardrails.testing import Recorder
 from .helpers import guard, request
 
 MILLION = Usage(1_000_000, 0)
+DATED_WITHOUT_TIERS = {
+    "gpt-4o": {"input": 1, "output": 1, "contexts": {"priority": {"input": 10, "output": 10}}},
+    "gpt-4o-2024-08-06": {"input": 2, "output": 2},
+}
 
 
 def charged(usage: Usage, response: Response, **asked: Any) -> tuple[int | None, str | None]:
@@ -112,11 +116,14 @@ def test_an_override_stands_whatever_dated_name_answers() -> None:
         ({"input": 1, "output": 1, "contexts": {"priority": {"input": 10, "output": 10}}}, "standard", "1"),
         ({"input": 1, "output": 1}, "flex", "1"),
         ({"like": "openai:gpt-4o"}, "priority", "4.25"),
+        (DATED_WITHOUT_TIERS, "priority", "10"),
+        (DATED_WITHOUT_TIERS, "standard", "2"),
     ],
 )
 def test_the_tier_that_was_served_is_charged_under_an_override_too(
     override: dict[str, Any], told: Any, dollars: str
 ) -> None:
-    g = Guard(Budget(usd=100), prices=PriceBook({"gpt-4o": override}), sinks=())
+    prices = override if "gpt-4o" in override else {"gpt-4o": override}
+    g = Guard(Budget(usd=100), prices=PriceBook(prices), sinks=())
     g.admit(request()).settle(MILLION, Response(model="gpt-4o-2024-08-06", context=told))
     assert g.default_run.spent_usd == Decimal(dollars)

@@ -207,24 +207,48 @@ def test_usage_that_comes_late_replaces_the_estimate() -> None:
     assert outer.usage == Usage(120, 80)
 
 
-def test_a_call_that_lands_after_its_run_has_ended_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("nested", [False, True])
+async def test_a_call_whose_run_ends_while_it_is_granted_is_turned_away(
+    monkeypatch: pytest.MonkeyPatch, when: str, nested: bool
+) -> None:
     g = guard()
-    run = g.run().__enter__()
+    outer = g.run().__enter__()
+    run = g.run().__enter__() if nested else outer
     g.admit(request()).settle(Usage(0, 1000))
-    prepare = g._prepare
-
-    def ending(*args: Any) -> Any:
-        prepared = prepare(*args)
-        run.end()  # as another thread may, at this very moment
-        return prepared
-
-    monkeypatch.setattr(g, "_prepare", ending)
-    with pytest.raises(BudgetExceeded, match="the run is over"):
-        g.admit(request(), run)
     ledger = g.ledger
     assert isinstance(ledger, MemoryLedger)
+    reserve = ledger.reserve
+
+    def ending(*args: Any) -> Any:
+        answer = reserve(*args) if when == "after" else None
+        run.end()  # as another thread may, at this very moment
+        outer.end()
+        return answer or reserve(*args)
+
+    monkeypatch.setattr(ledger, "reserve", ending)
+    with pytest.raises(BudgetExceeded, match="the run is over"):
+        g.admit(request(), run)
     assert not ledger._accounts
-    assert (run.spent_usd, run.steps) == (Decimal("0.01"), 1)
+    assert not ledger._holds
+    assert run.spent_usd == Decimal("0.01")
+
+
+def test_a_tool_call_whose_run_has_ended_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = guard(tool_calls=5)
+    run = g.run().__enter__()
+    ledger = g.ledger
+    assert isinstance(ledger, MemoryLedger)
+    reserve = ledger.reserve
+
+    def ending(*args: Any) -> Any:
+        run.end()
+        return reserve(*args)
+
+    monkeypatch.setattr(ledger, "reserve", ending)
+    with pytest.raises(BudgetExceeded, match="the run is over"):
+        g.admit_tool("t", run)
+    assert not ledger._accounts
 
 
 def test_a_named_run_can_be_begun_again_after_its_end() -> None:

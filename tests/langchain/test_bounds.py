@@ -90,6 +90,29 @@ def test_caps_and_choices_go_by_every_packages_names(params: dict[str, Any], cap
     assert (request.output_cap, request.choices) == (cap, choices)
 
 
+@pytest.mark.parametrize(
+    ("model", "bounded"),
+    [
+        ("gpt-4o-search-preview", False),
+        ("gpt-5-search-api", False),
+        ("o3-deep-research", False),
+        ("perplexity/sonar-pro", False),
+        ("groq/compound", False),
+        ("openai/gpt-4o:online", False),
+        ("gpt-4o", True),
+        ("ft:gpt-4o-2024-08-06:acme:product-search-v2:abc", True),
+        ("my-search-bot", True),
+    ],
+)
+def test_models_that_search_by_themselves_are_not_bounded(model: str, bounded: bool) -> None:
+    assert described({"model": model}).bounded == bounded
+
+
+def test_a_body_given_to_the_call_replaces_the_constructors() -> None:
+    made = {"extra_body": {"model": "gpt-4o-mini"}}
+    assert described({"model": "o1-pro", "extra_body": {"x": 1}}, made).model == "o1-pro"
+
+
 @pytest.mark.parametrize("made", [False, True])
 def test_a_model_named_in_the_body_is_the_one_that_is_called(made: bool) -> None:
     body = {"extra_body": {"model": "gpt-4"}}

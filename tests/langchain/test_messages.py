@@ -138,6 +138,10 @@ def test_the_ids_of_an_answers_tool_calls_were_not_counted_with_it() -> None:
     measured.put(answer_digest(BASE.digest, answer), 9)
     walk = Walks().walk(BASE, [USER, answer], measured)
     assert (walk.prompt.measured, walk.prompt.ascii_bytes) == (9, len("hello") + 35)
+    cut: Any = {"name": "f" * 100, "args": "{", "id": "ü" * 10, "error": None, "type": "invalid_tool_call"}
+    answer = AIMessage("", invalid_tool_calls=[cut])
+    measured.put(answer_digest(BASE.digest, answer), 9)
+    assert Walks().walk(BASE, [USER, answer], measured).prompt.ascii_bytes == len("hello") + 20
 
 
 @pytest.mark.parametrize(

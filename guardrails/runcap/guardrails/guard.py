@@ -22,7 +22,7 @@ from .ledger import Grant, Ledger, MemoryLedger, Offer, Settlement
 from .permit import Permit
 from .pricing import NoPrice, PriceBook
 from .ratecard import RateCard
-from .reasons import hints, missing, over, reservation
+from .reasons import hints, missing, over, release_late, reservation
 from .request import Request
 from .run import Run, ambient
 
@@ -198,7 +198,7 @@ class Guard:
             known, card = self._prepare(request, run)
             grant = reserve(reservation(request, run, known), self.ledger)
             if run.ended:
-                self.ledger.release(request.call_id)
+                release_late(request.call_id, run, self.ledger)
                 raise over(run, request.model)
         except Refused as refused:
             raise self._refused(request.call_id, request.parent_id, run, refused, request) from refused.__cause__
@@ -212,7 +212,7 @@ class Guard:
             known, card = self._prepare(request, run)
             grant = await areserve(reservation(request, run, known), self.ledger)
             if run.ended:
-                await self.ledger.arelease(request.call_id)
+                release_late(request.call_id, run, self.ledger)
                 raise over(run, request.model)
         except asyncio.CancelledError:
             # It may have landed, or land yet: a release frees it, or leaves a tombstone for it to land on.
@@ -233,6 +233,9 @@ class Guard:
         try:
             self._check_clock(run, None)
             grant = reserve(Reservation(call_id, (Offer(one, one, one),), run.accounts), self.ledger)
+            if run.ended:
+                release_late(call_id, run, self.ledger)
+                raise over(run, None)
         except Refused as refused:
             raise self._refused(call_id, parent_id, run, refused) from refused.__cause__
         self._warn(run, grant)

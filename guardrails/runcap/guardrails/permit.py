@@ -10,7 +10,7 @@ from .amounts import ZERO, Amounts
 from .estimate import Estimate, expected_tokens
 from .events import CallEnded, CallReconciled, State
 from .ledger import Balance, Grant, LedgerError, Settlement
-from .pricing import NoPrice
+from .pricing import NoPrice, PriceContext
 from .ratecard import BILLED, RateCard, Unpriced
 from .request import Request, Response
 from .usage import Usage
@@ -179,15 +179,27 @@ class Permit:
         regional = request.regional or response.regional
         if model is None or (model, context, regional) == (request.model, request.context, request.regional):
             return card
-        if card is not None and card.own and not self._guard.prices.overrides(model, request.provider):
-            model = request.model or model  # they answer with a dated name of the same model: the user's price stands
+        own = card is not None and card.own
+        # They answer with a dated name of the same model: the user's price of it stands.
+        names = [] if own and not self._guard.prices.overrides(model, request.provider) else [model]
+        if own and request.model:
+            names.append(request.model)
         try:
-            told = self._guard.prices.card(model, provider=request.provider, context=context, regional=regional)
+            told = self._card_of(names or [model], context, regional=regional)
         except NoPrice as error:
             if response.context in ("priority", "fast") or response.regional:
                 self._guard.say_once(f"a call was priced at the standard price: {error}")
             return card
         return told if told.prices_output else card
+
+    def _card_of(self, names: list[str], context: PriceContext | None, *, regional: bool) -> RateCard:
+        for name in names:
+            try:
+                return self._guard.prices.card(name, provider=self.request.provider, context=context, regional=regional)
+            except NoPrice:
+                if name == names[-1]:
+                    raise
+        raise AssertionError("there is a name")
 
     def _book(self, charge: Amounts | None, unknown: Amounts = ZERO) -> Settlement | None:
         ledger = self._guard.ledger

@@ -71,8 +71,8 @@ def _load(file: Path, text: str) -> Any:
         raise ValueError(f"{file}:{line}: no YAML: {getattr(error, 'problem', None) or error}") from None
     except UnicodeDecodeError:
         raise
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+    except (ValueError, ArithmeticError, AttributeError, KeyError) as error:  # as the readers raise them of odd scalars
+        raise ValueError(f"{file}: no prices: {error}") from None
     raise ValueError(
         f"{file}: prices come in a .yaml, .yml, .toml or .json file, not {file.suffix or 'without suffix'}"
     )
@@ -107,7 +107,10 @@ def _line(file: Path, text: str, path: tuple[str, ...]) -> int:
     if file.suffix.lower() == ".toml":
         return _toml_line(text, path)
     # JSON is YAML but for its tabs.
-    node = yaml.compose(text if file.suffix.lower() in _YAML else text.replace("\t", " "), Loader=_Loader)
+    try:
+        node = yaml.compose(text if file.suffix.lower() in _YAML else text.replace("\t", " "), Loader=_Loader)
+    except yaml.YAMLError:
+        return 1  # JSON that is no YAML after all
     line = 1
     for wanted in path:
         pairs = node.value if isinstance(node, yaml.MappingNode) else ()

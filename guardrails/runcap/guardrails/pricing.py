@@ -83,7 +83,10 @@ class PriceBook:
         """
         book = cls.__new__(cls)
         read, source = read_file(path)
-        book._setup(read, source, clock)  # noqa: SLF001 - its own
+        try:
+            book._setup(read, source, clock)  # noqa: SLF001 - its own
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         return book
 
     def _setup(self, overrides: Mapping[str, Override], source: str, clock: Clock | None) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from .admission import Reservation
 from .errors import BudgetExceeded, RefusalDetails, Refused
 from .estimate import Estimate
-from .ledger import Offer
+from .ledger import Ledger, LedgerError, Offer
 from .ratecard import RateCard
 from .request import Request
 from .run import Run
+
+_log = logging.getLogger("runcap")
 
 
 def reservation(request: Request, run: Run, known: Estimate) -> Reservation:
@@ -19,9 +22,19 @@ def reservation(request: Request, run: Run, known: Estimate) -> Reservation:
     return Reservation(request.call_id, (Offer(hold, hold, known.expected),), run.accounts, request.model)
 
 
+def release_late(call_id: str, run: Run, ledger: Ledger) -> None:
+    """Give back what was granted to a call that its run did not live to see."""
+    try:
+        ledger.release(call_id)
+        for outer in run.outward():
+            if outer.ended:
+                outer.turn_away()
+    except LedgerError as error:
+        _log.warning("runcap: a call that was turned away keeps its hold: %s", error)
+
+
 def over(run: Run, model: str | None) -> BudgetExceeded:
     """The run ended between the choice of it and the reservation."""
-    run.turn_away()
     way_out = "Calls belong inside the run; guard.run() begins another"
     return BudgetExceeded(RefusalDetails(reason="the run is over", way_out=way_out, run_id=run.id, model=model))
 

@@ -313,8 +313,10 @@ class Run:
             self._guard.calls.defer(self.close_when_idle)
 
     def turn_away(self) -> None:
-        """A call was granted after the run was closed: its account, begun anew by that, goes again."""
-        if self._final is not None and not self._guard.ledger.balance(self.accounts[0].id).in_flight:
+        """A call was granted while the run ended: whatever account that left behind goes again."""
+        if self._final is None:
+            self.close_when_idle()
+        elif not self._guard.ledger.balance(self.accounts[0].id).in_flight:
             self._guard.ledger.close(self.accounts[0].id)
 
     def _top_up_key(self, key: str | None) -> str:

@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from runcap.guardrails.estimate import Measured, Prompt
 from runcap.guardrails.ratecard import CacheWrites
 
-from .parts import Size, dearer, is_plain, mark, measure, sent_of
+from .parts import Size, dearer, is_plain, mark, measure, sent_of, size_in_bytes
 
 _TRAILS = 64
 _NEW = 64
@@ -192,7 +192,7 @@ def _counted(size: Size, base: int, message: BaseMessage, measured: Measured) ->
     if isinstance(message, AIMessage):
         count = measured.get(_answer(base, size.digest))
         # The ids are the provider's, not the model's: no output was counted for them.
-        ids = sum([len(call["id"] or "") for call in message.tool_calls])
+        ids = sum([size_in_bytes(call["id"] or "") for call in (*message.tool_calls, *message.invalid_tool_calls)])
         if count is not None and count + ids < new.ascii_bytes + new.wide_bytes:
             return Prompt(measured=count, ascii_bytes=ids, messages=new.messages, bounded=new.bounded)
     return new

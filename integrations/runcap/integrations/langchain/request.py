@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -79,8 +80,8 @@ class Described:
         """The model asked for."""
         made = self.serialized.get("kwargs") or {}
         # A body given by hand is laid over the rest, so its model is the one that is called.
-        bodies = [at[body] for body in _BODIES for at in (self.params, made) if isinstance(at.get(body), Mapping)]
-        places = [(body, "model") for body in bodies]
+        bodies = [made.get(name) if self.params.get(name) is None else self.params[name] for name in _BODIES]
+        places = [(body, "model") for body in bodies if isinstance(body, Mapping)]
         places += [(self.params, "model"), (self.params, "model_name"), (self.params, "model_id")]
         for source, name in (*places, (self.metadata, "ls_model_name")):
             value = source.get(name)
@@ -105,7 +106,7 @@ _UNBOUNDED = (
     *("plugins", "models", "route", "fallbacks"),
 )
 # Models that search by themselves, at a fee for each search.
-_SEARCHING = ("-search-", "deep-research", "sonar")
+_SEARCHING = re.compile(r"^(.*/)?(gpt-[\w.-]+-search-|[\w.-]+-deep-research|sonar|compound)|:online$")
 _PRICED_REGIONS = ("global", "us")
 _OPENAI = "api.openai.com"
 
@@ -158,8 +159,11 @@ def _speaks(call: Described) -> bool:
 def _is_bounded(call: Described) -> bool:
     # An `inference_geo` that has no published surcharge may have any.
     known = all(geo in _PRICED_REGIONS for geo in call.everywhere("inference_geo"))
-    searches = any(part in (call.model or "") for part in _SEARCHING)
-    return known and not searches and not any(any(call.everywhere(name)) for name in _UNBOUNDED)
+    return known and not _searches(call.model or "") and not any(any(call.everywhere(name)) for name in _UNBOUNDED)
+
+
+def _searches(model: str) -> bool:
+    return _SEARCHING.search(model) is not None
 
 
 def _is_regional(call: Described) -> bool:
