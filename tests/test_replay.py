@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from runcap.guardrails.events import CallStarted
 from runcap.integrations.langchain import BudgetCallbackHandler
 
 ROOT = Path(__file__).parents[1]
-RETAIL = ROOT.parent / "shared" / "data" / "agentrx_tau_retail" / "tau_dataset_full.json"
+DATA = Path(os.environ.get("RUNCAP_RECORDED", ROOT.parent / "shared" / "data"))
+RETAIL = DATA / "agentrx_tau_retail" / "tau_dataset_full.json"
 
 Play = Callable[..., tuple[int, str, str]]
 

@@ -167,9 +167,8 @@ def estimate(
     output_expected = likely if output_most is None else min(likely, output_most)
     input_most = prompt.most(provider, strict=strict)
     input_expected = min(prompt.expected(provider), input_most)
-    most = expected_nano = None
-    if card is not None:
-        expected_nano = card.expected_nano(input_expected, output_expected)
+    expected_nano = 0 if card is None else card.expected_nano(input_expected, output_expected)
+    most = None
     if output_most is not None:
         nano = 0 if card is None else card.most_nano(input_most, output_most, cache_writes, audio=audio)
         most = Amounts(nano, input_most + output_most, 1)
@@ -179,7 +178,7 @@ def estimate(
         output_most,
         output_expected,
         most,
-        Amounts(expected_nano or 0, input_expected + output_expected, 1),
+        Amounts(expected_nano, input_expected + output_expected, 1),
         () if output_cap and attempts_seen and prompt.bounded else _soft(prompt, output_cap, attempts_seen),
     )
 

@@ -22,7 +22,7 @@ from .ledger import Grant, Ledger, MemoryLedger, Offer, Settlement
 from .permit import Permit
 from .pricing import NoPrice, PriceBook
 from .ratecard import RateCard
-from .reasons import hints, missing, over, release_late, reservation
+from .reasons import hints, missing, reservation, turn_away_late
 from .request import Request
 from .run import Run, ambient
 
@@ -197,9 +197,7 @@ class Guard:
         try:
             known, card = self._prepare(request, run)
             grant = reserve(reservation(request, run, known), self.ledger)
-            if run.ended:
-                release_late(request.call_id, run, self.ledger)
-                raise over(run, request.model)
+            turn_away_late(request.call_id, run, self.ledger, request.model)
         except Refused as refused:
             raise self._refused(request.call_id, request.parent_id, run, refused, request) from refused.__cause__
         return self._permit(request, run, known, card, grant)
@@ -211,9 +209,7 @@ class Guard:
         try:
             known, card = self._prepare(request, run)
             grant = await areserve(reservation(request, run, known), self.ledger)
-            if run.ended:
-                release_late(request.call_id, run, self.ledger)
-                raise over(run, request.model)
+            turn_away_late(request.call_id, run, self.ledger, request.model)
         except asyncio.CancelledError:
             # It may have landed, or land yet: a release frees it, or leaves a tombstone for it to land on.
             await asyncio.shield(self.ledger.arelease(request.call_id))
@@ -233,9 +229,7 @@ class Guard:
         try:
             self._check_clock(run, None)
             grant = reserve(Reservation(call_id, (Offer(one, one, one),), run.accounts), self.ledger)
-            if run.ended:
-                release_late(call_id, run, self.ledger)
-                raise over(run, None)
+            turn_away_late(call_id, run, self.ledger)
         except Refused as refused:
             raise self._refused(call_id, parent_id, run, refused) from refused.__cause__
         self._warn(run, grant)

@@ -179,27 +179,24 @@ class Permit:
         regional = request.regional or response.regional
         if model is None or (model, context, regional) == (request.model, request.context, request.regional):
             return card
-        own = card is not None and card.own
-        # They answer with a dated name of the same model: the user's price of it stands.
-        names = [] if own and not self._guard.prices.overrides(model, request.provider) else [model]
-        if own and request.model:
-            names.append(request.model)
         try:
-            told = self._card_of(names or [model], context, regional=regional)
+            told = self._told_card(model, context, regional=regional)
         except NoPrice as error:
             if response.context in ("priority", "fast") or response.regional:
                 self._guard.say_once(f"a call was priced at the standard price: {error}")
             return card
         return told if told.prices_output else card
 
-    def _card_of(self, names: list[str], context: PriceContext | None, *, regional: bool) -> RateCard:
-        for name in names:
+    def _told_card(self, model: str, context: PriceContext | None, *, regional: bool) -> RateCard:
+        prices, asked, provider = self._guard.prices, self.request.model, self.request.provider
+        own = self._card is not None and self._card.own and asked is not None
+        if own and prices.overrides(model, provider):
             try:
-                return self._guard.prices.card(name, provider=self.request.provider, context=context, regional=regional)
+                return prices.card(model, provider=provider, context=context, regional=regional)
             except NoPrice:
-                if name == names[-1]:
-                    raise
-        raise AssertionError("there is a name")
+                pass  # no such tier in it; the price of the model asked for may have it
+        # Providers answer with a dated name of the same model: the user's price of it stands.
+        return prices.card(asked if own and asked else model, provider=provider, context=context, regional=regional)
 
     def _book(self, charge: Amounts | None, unknown: Amounts = ZERO) -> Settlement | None:
         ledger = self._guard.ledger

@@ -142,7 +142,8 @@ class RateCard:
         rates = tiers[0].rates if len(tiers) == 1 else self.rates(known)
         read, written, out = usage.cache_read_tokens, usage.cache_write_tokens, usage.output_tokens
         total = rates.plain_input * (known - read - written) + rates.cache_read * read
-        total += _of(rates.output, out, "output tokens") if rates.output is None else rates.output * out
+        # On every call, so without the call of a function; _of() is for what has no price.
+        total += _of(None, out, "output tokens") if rates.output is None else rates.output * out
         if written:
             total += rates.cache_write * written
             longer, longest = usage.cache_write_1h_tokens, usage.cache_write_12h_tokens

@@ -22,8 +22,14 @@ def reservation(request: Request, run: Run, known: Estimate) -> Reservation:
     return Reservation(request.call_id, (Offer(hold, hold, known.expected),), run.accounts, request.model)
 
 
-def release_late(call_id: str, run: Run, ledger: Ledger) -> None:
-    """Give back what was granted to a call that its run did not live to see."""
+def turn_away_late(call_id: str, run: Run, ledger: Ledger, model: str | None = None) -> None:
+    """Give back what was granted to a call whose run ended between the choice of it and the reservation.
+
+    Raises:
+        BudgetExceeded: it did.
+    """
+    if not run.ended:
+        return
     try:
         ledger.release(call_id)
         for outer in run.outward():
@@ -31,12 +37,8 @@ def release_late(call_id: str, run: Run, ledger: Ledger) -> None:
                 outer.turn_away()
     except LedgerError as error:
         _log.warning("runcap: a call that was turned away keeps its hold: %s", error)
-
-
-def over(run: Run, model: str | None) -> BudgetExceeded:
-    """The run ended between the choice of it and the reservation."""
     way_out = "Calls belong inside the run; guard.run() begins another"
-    return BudgetExceeded(RefusalDetails(reason="the run is over", way_out=way_out, run_id=run.id, model=model))
+    raise BudgetExceeded(RefusalDetails(reason="the run is over", way_out=way_out, run_id=run.id, model=model))
 
 
 def missing(card: RateCard, request: Request) -> str | None:

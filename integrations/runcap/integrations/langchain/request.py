@@ -58,9 +58,8 @@ class Described:
     @property
     def body(self) -> dict[str, Any]:
         """The parameters with those nested in `model_kwargs` and `extra_body`, as they are sent."""
-        nested = (self.params.get("model_kwargs"), self.params.get("extra_body"))
-        flat = {name: value for name, value in self.params.items() if name not in ("model_kwargs", "extra_body")}
-        for more in nested:
+        flat = {name: value for name, value in self.params.items() if name not in _BODIES}
+        for more in (self.params.get(name) for name in reversed(_BODIES)):
             if isinstance(more, Mapping):
                 flat.update({str(name): value for name, value in more.items()})
         return flat
