@@ -155,12 +155,16 @@ class ScriptedProvider:
         out.send_header("Connection", "close")
         out.end_headers()
         out.close_connection = True
-        sent = 0
+        sent, booked = 0, False
         pieces = list(wire.pieces(answer, usage=reply.usage and wire.wants_usage(body)))
         try:
             for index, (piece, tokens) in enumerate(pieces):
                 if reply.hang_up == "middle" and index > len(pieces) // 2:
                     break
+                if index == len(pieces) - 1:
+                    # Before it is out: whoever has read the whole stream finds it on the bill.
+                    self._book(answer, min(sent + tokens, answer.output_tokens), complete=True)
+                    booked = True
                 out.wfile.write(piece)
                 out.wfile.flush()
                 sent += tokens
@@ -168,7 +172,8 @@ class ScriptedProvider:
                     reply.chunk_gate.wait(timeout=60)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the client went away: billed for what was sent
-        self._book(answer, min(sent, answer.output_tokens), complete=sent >= answer.output_tokens)
+        if not booked:
+            self._book(answer, min(sent, answer.output_tokens), complete=sent >= answer.output_tokens)
 
     def _book(self, answer: Answer, outputs: int, *, complete: bool) -> None:
         self._bill.book(
