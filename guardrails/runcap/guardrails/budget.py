@@ -24,6 +24,9 @@ class Budget:
         tokens: input plus output tokens.
         seconds: wall clock from the run's start to the last admission.
         warn_at: shares of any cap, between 0 and 1, at which a `BudgetWarned` event is emitted, once each.
+        max_wait: seconds a call may wait for money that calls in flight hold; None for as long as they may settle, 0
+            for not at all. Waiting takes a middleware or a guarded model.
+        min_output_tokens: the smallest output cap a call is cut to when the rest of the budget affords no more.
         strict: refuse calls whose cost the request does not bound (see "What a cap guarantees" in the README).
 
     Raises:
@@ -37,6 +40,8 @@ class Budget:
     tokens: int | None
     seconds: float | None
     warn_at: tuple[float, ...]
+    max_wait: float | None
+    min_output_tokens: int
     strict: bool
 
     def __init__(
@@ -48,6 +53,8 @@ class Budget:
         tokens: int | None = None,
         seconds: float | None = None,
         warn_at: Sequence[float] = (0.8,),
+        max_wait: float | None = None,
+        min_output_tokens: int = 256,
         strict: bool = False,
     ) -> None:
         if usd is None and steps is None and tool_calls is None and tokens is None and seconds is None:
@@ -59,7 +66,9 @@ class Budget:
         _set(self, "steps", _count(steps, "steps"))
         _set(self, "tool_calls", _count(tool_calls, "tool_calls"))
         _set(self, "tokens", _count(tokens, "tokens"))
-        _set(self, "seconds", _seconds(seconds))
+        _set(self, "seconds", _seconds(seconds, "seconds"))
+        _set(self, "max_wait", _seconds(max_wait, "max_wait", zero=True))
+        _set(self, "min_output_tokens", _count(min_output_tokens, "min_output_tokens"))
         _set(self, "warn_at", _shares(warn_at))
         if type(strict) is not bool:
             raise TypeError(f"Budget.strict must be True or False, got {strict!r}")
@@ -93,13 +102,14 @@ def _count(value: object, name: str) -> int | None:
     return value
 
 
-def _seconds(value: object) -> float | None:
+def _seconds(value: object, name: str, *, zero: bool = False) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"Budget.seconds must be a number of seconds, got {value!r} ({type(value).__name__})")
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"Budget.seconds must be finite and above zero, got {value!r}")
+        raise TypeError(f"Budget.{name} must be a number of seconds, got {value!r} ({type(value).__name__})")
+    if not math.isfinite(value) or value < 0 or not (value or zero):
+        least = "zero or more" if zero else "above zero"
+        raise ValueError(f"Budget.{name} must be finite and {least}, got {value!r}")
     return float(value)
 
 

@@ -46,6 +46,9 @@ TOOL_PROMPT_EXPECTED = 346
 _CLAUDE = ("anthropic", "aws", None)
 
 IMAGE_EXPECTED = 1_500
+OUTPUT_CAP = 4_096
+"""The output cap set on a call that has none, to a model whose ceiling is not known: every model in use takes it."""
+
 OUTPUT_EXPECTED = 1_024
 """Output tokens of a model nothing is known about yet."""
 
@@ -145,6 +148,7 @@ def estimate(
     cache_writes: CacheWrites = "none",
     audio: bool = False,
     strict: bool = False,
+    may_clamp: bool = False,
 ) -> Estimate:
     """Bound and expected value of one call.
 
@@ -160,7 +164,10 @@ def estimate(
         cache_writes: the dearest cache write the request can cause.
         audio: it brings audio, or asks for it.
         strict: bound adversarial text too.
+        may_clamp: an output cap can be set on the call, so one without gets one.
     """
+    if output_cap is None and may_clamp:
+        output_cap = output_ceiling or OUTPUT_CAP
     most_each = output_cap if output_ceiling is None else min(output_cap or output_ceiling, output_ceiling)
     output_most = None if most_each is None else most_each * choices
     likely = ceil(typical_output) if typical_output is not None else OUTPUT_EXPECTED * choices

@@ -19,6 +19,9 @@ State = Literal["settled", "released", "unknown"]
 Guarantee = Literal["hard", "expected"]
 """Whether a call was held at its bound or at its expected cost."""
 
+Cut = Literal["clamp", "hold", "stopped"]
+"""Why an answer ended before its time: the output cap that runcap set, a stream at its hold, or `run.stop()`."""
+
 Outcome = Literal["completed", "interrupted", "handoff", "cancelled", "refused", "error"]
 """How an agent or a tool ended. Only the last two are errors."""
 
@@ -78,7 +81,11 @@ class BudgetWarned(NamedTuple):
 
 
 class CallStarted(NamedTuple):
-    """A model call was admitted. `held_nano` is its reservation in nano-dollars."""
+    """A model call was admitted. `held_nano` is its reservation in nano-dollars.
+
+    `output_cap` is the one in force; `clamped`, that it is less than was asked for; `waited_s`, how long it waited for
+    calls in flight.
+    """
 
     time_ns: int
     run: RunInfo
@@ -91,6 +98,8 @@ class CallStarted(NamedTuple):
     guarantee: Guarantee
     held_nano: int
     step: int
+    clamped: bool = False
+    waited_s: float = 0.0
 
 
 class CallEnded(NamedTuple):
@@ -118,6 +127,9 @@ class CallEnded(NamedTuple):
     error_type: str | None = None
     cached: bool = False
     step: int = 0
+    clamped: bool = False
+    cut: Cut | None = None
+    waited_s: float = 0.0
 
     @property
     def cost_usd(self) -> Decimal | None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakMethod
 
 from .admission import Reservation, areserve, reserve
@@ -14,17 +14,18 @@ from .amounts import Amounts
 from .budget import Budget
 from .clock import Clock, NewId, SystemClock, new_id
 from .dispatch import Dispatcher
-from .errors import BudgetExceeded, RefusalDetails, Refused, UnboundedCall, UnpricedModel
-from .estimate import Estimate, Measured, TypicalOutput, estimate
+from .errors import BudgetExceeded, RefusalDetails, Refused
+from .estimate import Measured, TypicalOutput
 from .events import CallRefused, CallStarted, Event, RunEnded, RunStarted, RunStopped, Sink
 from .inflight import InFlight
 from .ledger import Grant, Ledger, MemoryLedger, Offer, Settlement
 from .permit import Permit
-from .pricing import NoPrice, PriceBook
-from .ratecard import RateCard
-from .reasons import hints, missing, reservation, turn_away_late
+from .plan import Plan, Renew, check_clock, may_block
+from .pricing import PriceBook
+from .reasons import hints, turn_away_late
 from .request import Request
 from .run import Run, ambient
+from .waiting import WaitingRoom
 
 _log = logging.getLogger("runcap")
 
@@ -70,7 +71,10 @@ class Guard:
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.measured = Measured()
         self.typical_output = TypicalOutput()
-        self.calls = InFlight()
+        self.room = WaitingRoom()
+        self.calls = InFlight(self.room.nudge)
+        self.notes: dict[object, Any] = {}
+        """What adapters remember while the guard lasts."""
         self._dispatcher = Dispatcher(sinks)
         self._new_id = new_id
         self._unscoped = unscoped
@@ -186,8 +190,13 @@ class Guard:
 
     # Calls
 
-    def admit(self, request: Request, run: Run | None = None) -> Permit:
+    def admit(
+        self, request: Request, run: Run | None = None, *, wait: bool = False, renew: Renew | None = None
+    ) -> Permit:
         """Admit a model call, or refuse it. `run` as in `scope`.
+
+        With `wait`, it waits for money that calls in flight hold, on a thread that may block; `renew` then describes
+        the call anew each time it is tried.
 
         Raises:
             Refused: one of its kinds; nothing was held and no call may be made.
@@ -195,20 +204,22 @@ class Guard:
         self.calls.drain()
         run = self.scope(run, request.model)
         try:
-            known, card = self._prepare(request, run)
-            grant = reserve(reservation(request, run, known), self.ledger)
+            plan = Plan(self, request, run, wait=wait and may_block(), renew=renew)
+            grant = reserve(plan, self.ledger)
             turn_away_late(request.call_id, run, self.ledger, request.model)
         except Refused as refused:
             raise self._refused(request.call_id, request.parent_id, run, refused, request) from refused.__cause__
-        return self._permit(request, run, known, card, grant)
+        return self._permit(plan, grant)
 
-    async def aadmit(self, request: Request, run: Run | None = None) -> Permit:
+    async def aadmit(
+        self, request: Request, run: Run | None = None, *, wait: bool = False, renew: Renew | None = None
+    ) -> Permit:
         """`admit`, without blocking the loop."""
         self.calls.drain()
         run = self.scope(run, request.model)
         try:
-            known, card = self._prepare(request, run)
-            grant = await areserve(reservation(request, run, known), self.ledger)
+            plan = Plan(self, request, run, wait=wait, renew=renew)
+            grant = await areserve(plan, self.ledger)
             turn_away_late(request.call_id, run, self.ledger, request.model)
         except asyncio.CancelledError:
             # It may have landed, or land yet: a release frees it, or leaves a tombstone for it to land on.
@@ -216,7 +227,7 @@ class Guard:
             raise
         except Refused as refused:
             raise self._refused(request.call_id, request.parent_id, run, refused, request) from refused.__cause__
-        return self._permit(request, run, known, card, grant)
+        return self._permit(plan, grant)
 
     def admit_tool(self, call_id: str, run: Run | None = None, parent_id: str | None = None) -> None:
         """Count a tool call, or refuse it.
@@ -227,8 +238,8 @@ class Guard:
         run = self.scope(run)
         one = Amounts(tool_calls=1)
         try:
-            self._check_clock(run, None)
-            grant = reserve(Reservation(call_id, (Offer(one, one, one),), run.accounts), self.ledger)
+            check_clock(run, None)
+            grant = reserve(Reservation(call_id, Offer(one, one, one), run.accounts), self.ledger)
             turn_away_late(call_id, run, self.ledger)
         except Refused as refused:
             raise self._refused(call_id, parent_id, run, refused) from refused.__cause__
@@ -237,6 +248,9 @@ class Guard:
     def ended(self, permit: Permit, settlement: Settlement | None) -> None:
         """A permit ended: forget it, warn, and close runs that were waiting for it."""
         self.calls.end(permit)
+        if self.room:
+            for account in permit.run.accounts:
+                self.room.wake(account.id)
         chain = permit.run.outward()
         for run, balance in zip(chain, settlement.balances if settlement else (), strict=False):
             run.warn(balance)
@@ -265,83 +279,28 @@ class Guard:
         found = (locate() for known in self._locators if (locate := known()) is not None)
         return next((run for run in found if run is not None and not run.ended and run is not self._default), None)
 
-    def _prepare(self, request: Request, run: Run) -> tuple[Estimate, RateCard | None]:
-        if run.timed:
-            self._check_clock(run, request.model)
-        card = self._card(request, run)
-        strict = run.strict
-        prompt = request.prompt
-        known = estimate(
-            prompt if request.bounded else prompt._replace(bounded=False),
-            provider=request.provider,
-            card=card,
-            output_cap=request.output_cap,
-            output_ceiling=request.output_ceiling,
-            choices=request.choices,
-            typical_output=self.typical_output.get(request.model),
-            attempts_seen=request.attempts_seen,
-            cache_writes=request.cache_writes,
-            audio=request.audio or prompt.audio,
-            strict=strict,
-        )
-        if strict and not known.hard:
-            reason = f"a strict budget and a call that bounds its cost no further: {'; '.join(known.soft_because)}"
-            way_out = "Bound the request, or use Budget(strict=False)"
-            raise UnboundedCall(RefusalDetails(reason=reason, way_out=way_out, run_id=run.id, model=request.model))
-        return known, card
-
-    def _card(self, request: Request, run: Run) -> RateCard | None:
-        try:
-            card = self.prices.card(
-                request.model or "", provider=request.provider, context=request.context, regional=request.regional
-            )
-        except NoPrice as error:
-            reason = str(error)
-        else:
-            lacks = missing(card, request)
-            if lacks is None:
-                return card
-            reason = f"no price for {lacks} of model {request.model!r}"
-        if all(account.caps.nano is None for account in run.accounts):
-            return None
-        way_out = "Give the price, or use a budget without dollars"
-        raise UnpricedModel(RefusalDetails(reason=reason, way_out=way_out, run_id=run.id, model=request.model))
-
-    def _check_clock(self, run: Run, model: str | None) -> None:
-        for outer in run.timed:
-            seconds = outer.budget.seconds if outer.budget else None
-            if seconds is not None and (elapsed := outer.elapsed()) >= seconds:
-                raise BudgetExceeded(
-                    RefusalDetails(
-                        reason="budget exceeded",
-                        way_out="The way out: a larger Budget(seconds=...)",
-                        run_id=outer.id,
-                        unit="seconds",
-                        cap=seconds,
-                        spent=elapsed,
-                        model=model,
-                    )
-                )
-
-    def _permit(self, request: Request, run: Run, known: Estimate, card: RateCard | None, grant: Grant) -> Permit:
-        permit = Permit(self, run, request, known, card, grant)
+    def _permit(self, plan: Plan, grant: Grant) -> Permit:
+        permit = Permit(self, plan, grant)
         self.calls.begin(permit)
+        request = permit.request
         self.emit(
             CallStarted(
                 time_ns=permit.started_ns,
-                run=run.info,
+                run=plan.run.info,
                 call_id=request.call_id,
                 parent_id=request.parent_id,
                 model=request.model,
                 provider=request.provider,
                 stream=request.stream,
-                output_cap=request.output_cap,
+                output_cap=permit.output_cap or request.output_cap,
                 guarantee="hard" if permit.estimate.hard else "expected",
                 held_nano=grant.amount.nano,
                 step=permit.step,
+                clamped=permit.clamped,
+                waited_s=permit.waited_s,
             )
         )
-        self._warn(run, grant)
+        self._warn(plan.run, grant)
         return permit
 
     def _warn(self, run: Run, grant: Grant) -> None:

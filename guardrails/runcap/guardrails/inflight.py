@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextvars import ContextVar
 from weakref import WeakKeyDictionary, WeakSet
 
 from .permit import Permit
@@ -16,9 +17,13 @@ _UNSURE = 1_024
 
 
 class InFlight:
-    """Permits by call id. Every operation is a single dict operation, safe across threads and in finalizers."""
+    """Permits by call id. Every operation is a single dict operation, safe across threads and in finalizers.
 
-    def __init__(self) -> None:
+    `nudge` is called when something was left to be done: whoever waits for money may be the next to do it.
+    """
+
+    def __init__(self, nudge: Callable[[], None]) -> None:
+        self._nudge = nudge
         self._permits: dict[str, Permit] = {}
         self._unsure: Recent[str, Permit] = Recent(_UNSURE)
         self._claims: dict[str, tuple[object]] = {}
@@ -86,6 +91,7 @@ class InFlight:
     def defer(self, action: Callable[[], None]) -> None:
         """Leave an action to the next use of the guard; safe in finalizers, which may run anywhere."""
         self._deferred.append(action)
+        self._nudge()
 
     def drain(self) -> None:
         """Do what finalizers left, and end the calls of loops that were closed under them."""
@@ -128,3 +134,17 @@ def release_everywhere(call_id: str) -> None:
         permit = calls.get(call_id)
         if permit is not None:
             permit.release("Refused")
+
+
+_around: ContextVar[tuple[Permit, ...]] = ContextVar("runcap_calls_around", default=())
+
+
+def calls_around() -> tuple[Permit, ...]:
+    """The calls in flight that this code runs inside of: a model's own code, or the body of a loop over its stream."""
+    # A mark set in a generator stays with whoever reads it, also when he drops it: what counts is whether it is done.
+    return tuple(permit for permit in _around.get() if permit.state is None)
+
+
+def enter(permit: Permit) -> None:
+    """What follows in this context runs inside of this call, until the call ends."""
+    _around.set((*calls_around(), permit))

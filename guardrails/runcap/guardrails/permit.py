@@ -7,17 +7,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .amounts import ZERO, Amounts
-from .estimate import Estimate, expected_tokens
-from .events import CallEnded, CallReconciled, State
+from .estimate import expected_tokens
+from .events import CallEnded, CallReconciled, Cut, State
 from .ledger import Balance, Grant, LedgerError, Settlement
 from .pricing import NoPrice, PriceContext
 from .ratecard import BILLED, RateCard, Unpriced
-from .request import Request, Response
+from .request import Response
 from .usage import Usage
 
 if TYPE_CHECKING:
     from .guard import Guard
-    from .run import Run
+    from .plan import Plan
 
 _log = logging.getLogger("runcap")
 
@@ -34,18 +34,22 @@ class Permit:
     that arrives after the call was abandoned reconciles it.
     """
 
-    def __init__(
-        self, guard: Guard, run: Run, request: Request, estimate: Estimate, card: RateCard | None, grant: Grant
-    ) -> None:
-        self.call_id = request.call_id
-        self.request = request
-        self.estimate = estimate
+    def __init__(self, guard: Guard, plan: Plan, grant: Grant) -> None:
+        self.call_id = plan.call_id
+        self.request = plan.request
         self.grant = grant
-        self.run = run
+        self.run = plan.run
+        self.estimate, self.output_cap = plan.granted(grant)
+        self.clamped = self.estimate is not plan.known
+        """The output cap to be set is less than was asked for: the budget affords no more."""
+        self.cut: Cut | None = None
+        """Why the answer ended before its time."""
+        since = plan.waiting_since
+        self.waited_s = 0.0 if since is None else guard.clock.monotonic() - since
         self.started_ns = guard.clock.time_ns()
         self.step = grant.balances[0].spent.steps
         self._guard = guard
-        self._card = card
+        self._card = plan.card
         self._open = [True]  # popping is atomic: whoever pops ends the permit
         self._state: State | None = None
         self._booked = _UNBOOKED
@@ -255,13 +259,16 @@ class Permit:
                 price_source=source or (None if self._card is None else self._card.source),
                 balance=balance,
                 stream=self.request.stream or self.streamed,
-                output_cap=self.request.output_cap,
+                output_cap=self.output_cap or self.request.output_cap,
                 response_model=response.model,
                 response_id=response.id,
                 finish_reasons=response.finish_reasons,
                 error_type=error_type,
                 cached=cached,
                 step=self.step,
+                clamped=self.clamped,
+                cut=self.cut,
+                waited_s=self.waited_s,
             )
         )
         self._guard.ended(self, settlement)

@@ -1,25 +1,17 @@
-"""What a call asks of the ledger, and what there is to say where it is refused."""
+"""Why a call is not made, beyond what the ledger says."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 
-from .admission import Reservation
 from .errors import BudgetExceeded, RefusalDetails, Refused
-from .estimate import Estimate
-from .ledger import Ledger, LedgerError, Offer
+from .ledger import Ledger, LedgerError
 from .ratecard import RateCard
 from .request import Request
 from .run import Run
 
 _log = logging.getLogger("runcap")
-
-
-def reservation(request: Request, run: Run, known: Estimate) -> Reservation:
-    """What to ask of the ledger for this call."""
-    hold = known.hold
-    return Reservation(request.call_id, (Offer(hold, hold, known.expected),), run.accounts, request.model)
 
 
 def turn_away_late(call_id: str, run: Run, ledger: Ledger, model: str | None = None) -> None:

@@ -17,8 +17,9 @@ class Request:
     `output_cap` is what the request itself says, tokens a choice; `output_ceiling` what the model can do.
     `attempts_seen` is True only where the client makes no retries of its own. `bounded` is False where settings let the
     call cost more than its text and caps say. `audio` is True where it asks for an answer in audio, `regional` where it
-    asks to be served in one region, at the provider's surcharge. `parent_id` names the agent or tool around the call,
-    for the sinks.
+    asks to be served in one region, at the provider's surcharge. `may_clamp` is True where the adapter can set the
+    output cap of this very call, and `thinking_tokens` what of the output the model may think away before it answers.
+    `parent_id` names the agent or tool around the call, for the sinks.
     """
 
     call_id: str
@@ -35,6 +36,8 @@ class Request:
     bounded: bool = True
     audio: bool = False
     regional: bool = False
+    may_clamp: bool = False
+    thinking_tokens: int = 0
     parent_id: str | None = None
 
     def with_prompt(self, prompt: Prompt, *, call_id: str, parent_id: str | None) -> Request:
@@ -54,6 +57,8 @@ class Request:
             bounded=self.bounded,
             audio=self.audio,
             regional=self.regional,
+            may_clamp=self.may_clamp,
+            thinking_tokens=self.thinking_tokens,
             parent_id=parent_id,
         )
 

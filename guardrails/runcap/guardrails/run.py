@@ -58,6 +58,7 @@ class Run:
         self._started = guard.clock.monotonic()
         self._final: Balance | None = None
         self._ended = False
+        self._stopping = False
         self._verdict: str | None = None
         self._warned: dict[tuple[str, float], object] = {}
         self._totals = list(_NO_USAGE.counts())
@@ -83,6 +84,11 @@ class Run:
         """This run and those around it, as far as they have a cap on seconds."""
         self.strict: bool = bool(budget and budget.strict) or bool(parent and parent.strict)
         """A budget it spends from refuses calls that are not hard."""
+        budgets = [run.budget for run in self._chain if run.budget is not None]
+        self.min_output_tokens: int = max((one.min_output_tokens for one in budgets), default=0)
+        """The smallest output cap any budget it spends from allows to be set."""
+        self.max_wait: float | None = min((one.max_wait for one in budgets if one.max_wait is not None), default=None)
+        """Seconds a call may wait; None without a limit."""
 
     def __repr__(self) -> str:
         return f"<Run {self.id} spent {self.spent_usd} held {self.held_usd} steps {self.steps}>"
@@ -192,9 +198,19 @@ class Run:
         return self._topped_up(done, key)
 
     def stop(self, reason: str) -> None:
-        """Refuse every further call of this run, whoever makes it; calls in flight still settle."""
+        """Refuse every further call of this run, whoever makes it.
+
+        Calls in flight still settle; streams of guarded models end early, with what has come.
+        """
+        self._stopping = True
         self._guard.ledger.stop(self.accounts[0].id, reason)
         self.tell_if_stopped()
+        self._guard.room.wake(self.accounts[0].id)
+
+    @property
+    def stopping(self) -> bool:
+        """`stop()` was called on it or on a run around it, in this process; a top-up takes that back."""
+        return any(run._stopping for run in self._chain)  # noqa: SLF001 - other runs
 
     def succeed(self) -> None:
         """Record that the task was done, for cost per successful task."""
@@ -256,6 +272,11 @@ class Run:
     def belongs_to(self, guard: Guard) -> bool:
         """Made by this guard."""
         return self._guard is guard
+
+    def seconds_left(self) -> float | None:
+        """Seconds until the first cap on them is reached; None without one."""
+        caps = [(run, run.budget.seconds) for run in self.timed if run.budget is not None]
+        return min((seconds - run.elapsed() for run, seconds in caps if seconds is not None), default=None)
 
     def elapsed(self) -> float:
         """Seconds since the run began."""
@@ -329,7 +350,9 @@ class Run:
 
     def _topped_up(self, done: bool, key: str) -> bool:
         if done:
+            self._stopping = False
             self._warned.clear()
+            self._guard.room.wake(self.accounts[0].id)
             event = RunToppedUp(time_ns=self._guard.clock.time_ns(), run=self.info, key=key, balance=self.balance)
             self._guard.emit(event)
         return done

@@ -1,0 +1,178 @@
+"""What admission wants done, one thing at a time: ask the ledger, stop an account, wait for one's turn.
+
+Whoever decides yields these and is sent the answers; `drive` carries them out for threads, `adrive` for tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from .clock import Clock
+from .ledger import Account, Grant, Ledger, LedgerError, Offer, Refusal
+from .waiting import TaskWaiter, ThreadWaiter, WaitingRoom
+
+T = TypeVar("T")
+
+
+class Operation(Protocol):
+    """Something to be done."""
+
+    def apply(self, ledger: Ledger) -> Any:
+        """Do it; may block the thread."""
+        ...
+
+    async def aapply(self, ledger: Ledger) -> Any:
+        """Do it without blocking the loop."""
+        ...
+
+
+class Patience(NamedTuple):
+    """How to wait. `until` is a reading of the clock; accounts in `excused` are never waited for."""
+
+    room: WaitingRoom
+    clock: Clock
+    until: float | None = None
+    excused: frozenset[str] = frozenset()
+    heartbeat: float = 1.0
+    """Seconds after which the first in a queue tries again unasked: a hold may have ended where nobody could tell."""
+
+    def rest(self, *, first: bool) -> float | None:
+        """Seconds to rest for, at the most."""
+        left = None if self.until is None else max(0.0, self.until - self.clock.monotonic())
+        if not first:
+            return left
+        return self.heartbeat if left is None else min(left, self.heartbeat)
+
+    @property
+    def over(self) -> bool:
+        """It has waited as long as it may."""
+        return self.until is not None and self.clock.monotonic() >= self.until
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Reserve one of these offers."""
+
+    call_id: str
+    offers: tuple[Offer, ...]
+    accounts: tuple[Account, ...]
+
+    def apply(self, ledger: Ledger) -> Grant | Refusal:
+        """See `Ledger.reserve`."""
+        return ledger.reserve(self.call_id, self.offers, self.accounts)
+
+    async def aapply(self, ledger: Ledger) -> Grant | Refusal:
+        """See `Ledger.reserve`."""
+        return await ledger.areserve(self.call_id, self.offers, self.accounts)
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Refuse whatever comes next on this account."""
+
+    account_id: str
+    reason: str
+
+    def apply(self, ledger: Ledger) -> None:
+        """See `Ledger.stop`."""
+        ledger.stop(self.account_id, self.reason)
+
+    async def aapply(self, ledger: Ledger) -> None:
+        """See `Ledger.stop`."""
+        await ledger.astop(self.account_id, self.reason)
+
+
+@dataclass(slots=True)
+class Seat:
+    """A place in a queue; it is taken in the manner of whoever drives, a thread or a task."""
+
+    patience: Patience
+    account_id: str | None = None
+    waiter: ThreadWaiter | TaskWaiter | None = None
+
+    def move(self, account_id: str, waiter: ThreadWaiter | TaskWaiter) -> bool:
+        """Stand in this account's queue. True where it was not there before and is the first."""
+        if self.account_id == account_id:
+            return False
+        self.leave()
+        self.account_id, self.waiter = account_id, waiter
+        self.patience.room.join(account_id, waiter)
+        return self.patience.room.is_first(account_id, waiter)
+
+    def leave(self) -> None:
+        """Stand in no queue."""
+        if self.account_id is not None and self.waiter is not None:
+            self.patience.room.leave(self.account_id, self.waiter)
+        self.account_id = None
+
+    @property
+    def is_first(self) -> bool:
+        """It is this one's turn."""
+        return (
+            self.account_id is not None
+            and self.waiter is not None
+            and self.patience.room.is_first(self.account_id, self.waiter)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Stand in an account's queue until it is one's turn to try."""
+
+    seat: Seat
+    account_id: str
+
+    def apply(self, ledger: Ledger) -> None:
+        """Block the thread."""
+        seat = self.seat
+        waiter = seat.waiter or ThreadWaiter(seat.patience.clock)
+        # A settle may have come between the refusal and the joining, so whoever is first at once tries at once.
+        if isinstance(waiter, ThreadWaiter) and not seat.move(self.account_id, waiter):
+            waiter.rest(seat.patience.rest(first=seat.is_first))
+
+    async def aapply(self, ledger: Ledger) -> None:
+        """Let the loop go on."""
+        seat = self.seat
+        waiter = seat.waiter or TaskWaiter(seat.patience.clock)
+        if isinstance(waiter, TaskWaiter) and not seat.move(self.account_id, waiter):
+            await waiter.arest(seat.patience.rest(first=seat.is_first))
+
+
+Steps = Generator[Operation, Any, T]
+
+
+def drive(steps: Steps[T], ledger: Ledger) -> T:
+    """Run to the end against the ledger's sync face."""
+    with closing(steps):
+        try:
+            operation = next(steps)
+            while True:
+                try:
+                    answer = operation.apply(ledger)
+                except LedgerError as error:
+                    operation = steps.throw(error)
+                else:
+                    operation = steps.send(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
+async def adrive(steps: Steps[T], ledger: Ledger) -> T:
+    """Run to the end against the ledger's async face."""
+    with closing(steps):
+        try:
+            operation = next(steps)
+            while True:
+                try:
+                    answer = await operation.aapply(ledger)
+                except LedgerError as error:
+                    operation = steps.throw(error)
+                else:
+                    operation = steps.send(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
