@@ -351,7 +351,7 @@ def test_an_end_hook_never_raises(
     def broken(*_: object) -> None:
         raise ValueError("secret")
 
-    monkeypatch.setattr("runcap.integrations.langchain.calls.read_response", broken)
+    monkeypatch.setattr("runcap.integrations.langchain.settling.read_response", broken)
     assert openai(provider).invoke("hi", watch.config).content == "paid for"
     assert "on_llm_end failed with ValueError" in caplog.text
     assert "secret" not in caplog.text

@@ -23,6 +23,7 @@ from .permit import Permit
 from .plan import Plan, Renew, check_clock, may_block
 from .pricing import PriceBook
 from .reasons import hints, turn_away_late
+from .refusals import cut_short
 from .request import Request
 from .run import Run, ambient
 from .waiting import WaitingRoom
@@ -76,7 +77,7 @@ class Guard:
         self.notes: dict[object, Any] = {}
         """What adapters remember while the guard lasts."""
         self._dispatcher = Dispatcher(sinks)
-        self._new_id = new_id
+        self.new_id = new_id
         self._unscoped = unscoped
         self._named: dict[str, Run] = {}
         self._naming = threading.RLock()  # a finalizer may end a run in the middle of naming another
@@ -108,7 +109,7 @@ class Guard:
             raise TypeError(f"budget must be a Budget, got {type(budget).__name__}")
         parent = self.current_run() or self._located()
         own = budget if budget is not None or parent is not None else self.budget
-        return Run(self, run_id=self._new_id(), parent=parent, budget=own, tags=tags)
+        return Run(self, run_id=self.new_id(), parent=parent, budget=own, tags=tags)
 
     def current_run(self) -> Run | None:
         """The innermost `with guard.run(...)` around this call that is not over; None outside of any."""
@@ -119,7 +120,7 @@ class Guard:
 
     def open_run(self, *, tags: dict[str, str] | None = None, conversation_id: str | None = None) -> Run:
         """For adapters: a run with the whole budget, begun now; end it with `run.end()`."""
-        run = Run(self, run_id=self._new_id(), budget=self.budget, tags=tags, conversation_id=conversation_id)
+        run = Run(self, run_id=self.new_id(), budget=self.budget, tags=tags, conversation_id=conversation_id)
         self.opened(run)
         return run
 
@@ -139,7 +140,7 @@ class Guard:
         with self._naming:
             if self._default is not None and not self._default.ended:
                 return self._default
-            run = self._default = Run(self, run_id=self._new_id(), budget=self.budget)
+            run = self._default = Run(self, run_id=self.new_id(), budget=self.budget)
         self.opened(run)
         return run
 
@@ -244,6 +245,10 @@ class Guard:
         except Refused as refused:
             raise self._refused(call_id, parent_id, run, refused) from refused.__cause__
         self._warn(run, grant)
+
+    def cut_short(self, permit: Permit) -> BudgetExceeded:
+        """The error for an answer that was cut, where a part of it is of no use."""
+        return cut_short(permit.run.balance, permit.run.accounts[0], permit.output_cap, permit.request.model)
 
     def ended(self, permit: Permit, settlement: Settlement | None) -> None:
         """A permit ended: forget it, warn, and close runs that were waiting for it."""

@@ -24,6 +24,8 @@ _log = logging.getLogger("runcap")
 _NOTHING = Response()
 _SAY_THEIR_BILL = ("openrouter", "perplexity", "x-ai")
 """Who is believed that a call cost nothing; proxies fill the field with zeros."""
+_LOOK_EVERY = 64
+"""Output tokens of a stream between two looks at what its budgets have left."""
 _UNBOOKED = (ZERO, ZERO, Usage())
 
 
@@ -54,6 +56,7 @@ class Permit:
         self._state: State | None = None
         self._booked = _UNBOOKED
         self._seen_bytes = 0
+        self._looked_at = 0
         self.streamed = False
         self.note: object = None
         """The adapter's own."""
@@ -67,6 +70,18 @@ class Permit:
         """Count `size` more bytes of streamed output, for the case that no usage ever arrives."""
         self._seen_bytes += size
         self.streamed = True
+
+    def is_beyond_its_means(self) -> bool:
+        """A stream has likely cost more than its hold, by more than anything its budgets have left."""
+        seen = expected_tokens(self._seen_bytes, self.request.provider)
+        if seen <= self.estimate.output_expected or seen < self._looked_at + _LOOK_EVERY:
+            return False
+        self._looked_at = seen
+        likely = Usage(self.estimate.input_expected, seen)
+        nano = 0 if self._card is None else self._nano(self._card, likely)
+        more = Amounts(nano, likely.total_tokens).minus(self.grant.amount.held_part()).at_least_zero()
+        ledger = self._guard.ledger
+        return any(ledger.balance(account.id).lacking(more) is not None for account in self.run.accounts)
 
     def settle(self, usage: Usage, response: Response = _NOTHING, *, error_type: str | None = None) -> bool:
         """Charge what the provider reported. False where the permit had ended (as unknown: it is reconciled)."""
@@ -123,7 +138,7 @@ class Permit:
         charge = Amounts(nano=nano or 0, tokens=usage.total_tokens)
         unknown = self.grant.amount.held_part().minus(charge).at_least_zero()
         self.run.count(usage, priced=nano is not None)
-        if error_type is None:
+        if error_type is None and self.cut is None:
             self._guard.say_once(
                 f"{self.request.model} reported no usage: its calls are charged by size, the rest of their holds stays "
                 "reserved as unknown. Streams of ChatOpenAI(base_url=...) need stream_usage=True"

@@ -82,6 +82,25 @@ def unit_numbers(balance: Balance, needed: Amounts, unit: str | None) -> dict[st
     }
 
 
+def cut_short(balance: Balance, account: Account, output_cap: int | None, model: str | None) -> BudgetExceeded:
+    """The error for an answer that was cut inside a tool call: paid for, and of no use."""
+    capped = next((UNITS[unit] for unit in range(HELD_UNITS) if balance.caps[unit] is not None), None)
+    what = "what is left of the budget" if output_cap is None else f"the {output_cap:,} output tokens left to it"
+    way_out = _more(capped) if capped else "Let the run go on"
+    numbers = unit_numbers(balance, Amounts(), capped) if capped else {}
+    return BudgetExceeded(
+        RefusalDetails(
+            reason=f"an answer was cut inside a tool call by {what}",
+            way_out=way_out,
+            run_id=account_name(account),
+            scope=account.scope,
+            unit=capped,
+            model=model,
+            **numbers,
+        )
+    )
+
+
 def account_name(account: Account) -> str:
     """The id people know: the run's own, without the account's prefix."""
     return account.id.partition(":")[2]

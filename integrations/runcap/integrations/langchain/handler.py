@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from uuid import UUID
 
-from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.outputs import LLMResult
 
-from runcap.exporters import OTelSink
 from runcap.guardrails.budget import Budget
 from runcap.guardrails.guard import Guard
 from runcap.guardrails.run import Run
 
-from .calls import Calls, size_of
+from .attachment import Attachment, Marked, check_guard
 from .failures import outcome
-from .nodes import Nodes
-from .quiet import hush_refusals
+from .quiet import is_start_of_text_llm
+from .settling import size_of, size_of_chunk
 
 _log = logging.getLogger("runcap")
-_TEXT_LLM_START = AsyncCallbackManager.on_llm_start.__code__
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
@@ -62,29 +59,15 @@ class BudgetCallbackHandler(BaseCallbackHandler):
     raise_error = True
 
     def __init__(self, guard: Guard | Budget) -> None:
-        if isinstance(guard, Budget):
-            guard = Guard(guard)
-        if not isinstance(guard, Guard):
-            raise TypeError(
-                f'BudgetCallbackHandler needs a Budget or a Guard, e.g. BudgetCallbackHandler(Budget(usd="0.50")); '
-                f"got {type(guard).__name__}"
-            )
-        guard.add_default_sinks((OTelSink(),))
-        hush_refusals()
-        self.guard = guard
-        self._nodes = Nodes(guard)
-        self._calls = Calls(guard, self._nodes)
+        self.guard = check_guard(guard, "BudgetCallbackHandler")
+        attached = Attachment.of(self.guard)
+        self._nodes = attached.nodes
+        self._calls = attached.calls
 
     @property
     def run_inline(self) -> bool:  # type: ignore[override]
         """True while the ledger does no I/O: the hooks then run on the loop itself, in the call's own task."""
-        # An inline handler starves all others of one event, the async start of text models (langchain-core 1.7,
-        # AsyncCallbackManager.on_llm_start runs either kind, never both). For that event alone the answer is no.
-        frame = sys._getframe(1)  # noqa: SLF001 - nothing else tells which event asks
-        back = frame.f_back
-        if frame.f_code is _TEXT_LLM_START or (back is not None and back.f_code is _TEXT_LLM_START):
-            return False
-        return not self.guard.ledger.blocking
+        return not is_start_of_text_llm() and not self.guard.ledger.blocking
 
     @property
     def ignore_retriever(self) -> bool:
@@ -163,11 +146,13 @@ class BudgetCallbackHandler(BaseCallbackHandler):
         invocation_params: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Admit the call.
+        """Admit the call; a model that this same guard guards sees to that itself.
 
         Raises:
             Refused: it does not fit, or its cost cannot be kept under the cap; nothing is sent.
         """
+        if isinstance(serialized, Marked) and serialized.guard is self.guard:
+            return
         parent = self._nodes.get(parent_run_id)
         self._calls.begin(run_id, parent, messages[0], serialized or {}, metadata or {}, invocation_params or {})
 
@@ -194,9 +179,8 @@ class BudgetCallbackHandler(BaseCallbackHandler):
     def on_llm_new_token(self, token: Any, *, run_id: UUID, chunk: Any = None, **kwargs: Any) -> None:
         """Meter a stream, so that an aborted one is charged for what came."""
         message = getattr(chunk, "message", None)
-        calls = getattr(message, "tool_call_chunks", None) or ()
         counted = message if getattr(message, "usage_metadata", None) else None
-        self._calls.stream(run_id, size_of(token) + sum(size_of(call.get("args")) for call in calls), counted)
+        self._calls.stream(run_id, size_of_chunk(token, message), counted)
 
     @_never_raises
     def on_stream_event(self, event: Any, *, run_id: UUID, **kwargs: Any) -> None:

@@ -17,6 +17,7 @@ from runcap.guardrails.run import Run
 
 from .errors import bubbling
 from .scope import agent_run, scoped_run
+from .toolgate import admitted_already
 from .tree import Node, Tree, below, is_first_node_of_graph
 
 
@@ -70,7 +71,8 @@ class Nodes:
         shown = parent.shown() if parent is not None else None
         try:
             run = self._guard.scope(self.run_of(parent, metadata))
-            self._guard.admit_tool(node.id, run, shown)
+            if not admitted_already(self._guard, tool_call_id):
+                self._guard.admit_tool(node.id, run, shown)
         except Refused as refused:
             self._guard.calls.unclaim(node.id)
             raise bubbling(refused) from None

@@ -13,6 +13,8 @@ from runcap.guardrails.errors import Refused
 _MANAGER = logging.getLogger("langchain_core.callbacks.manager")
 _STARTS = frozenset({AsyncCallbackManager.on_chat_model_start.__code__, AsyncCallbackManager.on_llm_start.__code__})
 _SYNC_STARTS = frozenset({CallbackManager.on_chat_model_start.__code__, CallbackManager.on_llm_start.__code__})
+_TEXT_START = AsyncCallbackManager.on_llm_start.__code__
+_HANDLERS = ("BudgetCallbackHandler", "BudgetHook")
 _PENDING = ("inline_tasks", "non_inline_tasks")
 
 
@@ -22,7 +24,7 @@ class _NoRefusals(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """False for a refusal of ours."""
         told = record.args
-        if not isinstance(told, tuple) or len(told) != 3 or told[0] != "BudgetCallbackHandler":  # noqa: PLR2004
+        if not isinstance(told, tuple) or len(told) != 3 or told[0] not in _HANDLERS:  # noqa: PLR2004
             return True
         return not str(told[2]).startswith(_kinds())
 
@@ -55,6 +57,17 @@ def close_pending() -> None:
                 for pending in frame.f_locals.get(name) or ():
                     _close(pending)
             return
+
+
+def is_start_of_text_llm() -> bool:
+    """Asked by a handler whether to run inline: LangChain is about to start text models in async code.
+
+    An inline handler starves all others of that one event (langchain-core 1.7, AsyncCallbackManager.on_llm_start runs
+    either kind, never both), so for it alone the answer is no.
+    """
+    frame = sys._getframe(2)  # noqa: SLF001 - nothing else tells which event asks
+    back = frame.f_back
+    return frame.f_code is _TEXT_START or (back is not None and back.f_code is _TEXT_START)
 
 
 def _close(pending: object) -> None:

@@ -16,10 +16,13 @@ from runcap.guardrails.request import Request
 
 from .messages import Walk
 
-_CAPS = (
+CAP_NAMES = (
     *("max_completion_tokens", "max_tokens", "max_output_tokens", "max_tokens_to_sample", "num_predict"),
     *("maxTokens", "maxOutputTokens"),
 )
+_THINKING = 1_024
+"""The smallest thinking budget Anthropic takes; stands in where a model thinks and no budget is given."""
+
 _CHOICES = ("n", "best_of", "candidate_count", "candidateCount")
 
 # Where each integration keeps its models' profiles (the figures `model.profile` shows), by provider.
@@ -51,7 +54,7 @@ class Described:
 
     def __post_init__(self) -> None:
         made = self.serialized.get("kwargs") or {}
-        nested = (at.get(name) for at in (made, self.params) for name in _NESTED)
+        nested = (at.get(name) for at in (made, self.params) for name in NESTED_NAMES)
         places = tuple(place for place in (made, self.params, *nested) if place and isinstance(place, Mapping))
         object.__setattr__(self, "_places", places)
 
@@ -96,7 +99,7 @@ class Described:
 
 
 _BODIES = ("extra_body", "model_kwargs")
-_NESTED = (*_BODIES, "generation_config", "inferenceConfig", "inference_config")
+NESTED_NAMES = (*_BODIES, "generation_config", "inferenceConfig", "inference_config")
 
 # Settings that let a request cost more than its own text and caps say: server-side state, hosted features, surcharges.
 _UNBOUNDED = (
@@ -132,9 +135,20 @@ def describe(call: Described, walk: Walk, *, call_id: str, parent_id: str | None
 
 
 def _output_cap(call: Described) -> int | None:
-    caps = [value for name in _CAPS for value in call.sent(name) if _is_count(value)]
+    caps = [value for name in CAP_NAMES for value in call.sent(name) if _is_count(value)]
     told = call.metadata.get("ls_max_tokens")
     return max(caps, default=told if _is_count(told) else None)
+
+
+def thinking_tokens(call: Described) -> int:
+    """Output tokens the model may think away before it answers; a guess where it decides on that itself."""
+    budgets = call.sent("thinking_budget")
+    for told in call.sent("thinking"):
+        if isinstance(told, Mapping) and told.get("type") != "disabled":
+            budgets.append(told.get("budget_tokens") or _THINKING)
+    if budgets:
+        return max((value for value in budgets if _is_count(value)), default=0)
+    return _THINKING if _profile(call.model, call.provider).get("reasoning_output") else 0
 
 
 def _is_count(value: object) -> bool:
@@ -199,8 +213,12 @@ def _profiles(package: str) -> Mapping[str, Any]:
     return getattr(sys.modules[package], "_PROFILES", None) or {}
 
 
-def _ceiling(model: str | None, provider: str | None) -> int | None:
+def _profile(model: str | None, provider: str | None) -> Mapping[str, Any]:
     package = f"{_PROFILES.get(provider or '', '')}.data._profiles"
     profile = _profiles(package).get(model) if package in sys.modules and model is not None else None
-    most = profile.get("max_output_tokens") if isinstance(profile, Mapping) else None
+    return profile if isinstance(profile, Mapping) else {}
+
+
+def _ceiling(model: str | None, provider: str | None) -> int | None:
+    most = _profile(model, provider).get("max_output_tokens")
     return most if isinstance(most, int) and most > 0 else None

@@ -1,0 +1,156 @@
+"""`BudgetMiddleware`: the whole of runcap for an agent made by `create_agent`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import ToolMessage
+from langchain_core.runnables.config import var_child_runnable_config
+
+from runcap.guardrails.budget import Budget
+from runcap.guardrails.errors import BudgetExceeded, Refused
+from runcap.guardrails.guard import Guard
+from runcap.guardrails.run import Run
+
+from .attachment import Attachment, check_guard
+from .errors import bubbling
+from .handler import BudgetCallbackHandler
+from .hook import HOOKS, own_agent
+from .model import guard_model, is_guarded
+from .toolgate import admitted
+
+try:
+    from langchain.agents.middleware import AgentMiddleware, ModelRequest
+except ImportError as error:
+    raise ImportError("BudgetMiddleware needs langchain: pip install 'runcap[langchain]'") from error
+
+_KEPT = 64
+
+
+class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
+    """Holds an agent to a budget: `create_agent(model, tools, middleware=[..., BudgetMiddleware(budget)])`.
+
+    Each invocation of the agent is a run with the whole budget, unless it is inside `with guard.run()` or a larger run.
+    A model call that does not fit waits while calls in flight may leave room, and then gets the output cap that what
+    is left affords. At the cap the agent ends with `BudgetExceeded`. A tool call beyond the cap is answered by a
+    ToolMessage, so that no call is left unanswered in the agent's state.
+
+    What the agent's other middlewares, tools and sub-agents spend belongs to the run too. The place in the list is
+    free: last, every attempt of a retry is seen for what it is; so it is first, for models are guarded wherever a
+    middleware puts another in.
+
+    Raises:
+        TypeError: neither a Guard nor a Budget.
+    """
+
+    def __init__(self, guard: Guard | Budget) -> None:
+        super().__init__()
+        self.guard = check_guard(guard, "BudgetMiddleware")
+        self.tools = []
+        self._attachment = Attachment.of(self.guard)
+        self._handler = BudgetCallbackHandler(self.guard)
+        self._models: dict[int, tuple[object, Any]] = {}
+        self._request_class = _guarding_requests(self._guarded)
+        HOOKS.register()
+
+    @property
+    def last_run(self) -> Run:
+        """See `BudgetCallbackHandler.last_run`."""
+        return self._handler.last_run
+
+    def before_agent(self, state: Any, runtime: Any) -> None:
+        """From its first step on, the agent belongs to the guard."""
+        own_agent(self._handler)
+
+    async def abefore_agent(self, state: Any, runtime: Any) -> None:
+        """See `before_agent`."""
+        own_agent(self._handler)
+
+    def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
+        """Let a guarded model make the call.
+
+        Raises:
+            Refused: it does not fit.
+        """
+        own_agent(self._handler)  # an agent that is resumed begins in the middle
+        return handler(self._guarding(request))
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
+    ) -> Any:
+        """See `wrap_model_call`."""
+        own_agent(self._handler)
+        return await handler(self._guarding(request))
+
+    def wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
+        """Count the tool call; answer for it where it may not be made.
+
+        Raises:
+            Refused: something in it was refused, and the agent may go on all the same.
+        """
+        own_agent(self._handler)
+        try:
+            with self._counted(request):
+                return handler(request)
+        except BudgetExceeded as refused:
+            return self._answer(request, refused)
+
+    async def awrap_tool_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+        """See `wrap_tool_call`."""
+        own_agent(self._handler)
+        try:
+            with self._counted(request):
+                return await handler(request)
+        except BudgetExceeded as refused:
+            return self._answer(request, refused)
+
+    @contextmanager
+    def _counted(self, request: Any) -> Iterator[None]:
+        nodes, config = self._attachment.nodes, var_child_runnable_config.get() or {}
+        node = nodes.get(getattr(config.get("callbacks"), "parent_run_id", None))
+        run = self.guard.scope(nodes.run_of(node, config.get("metadata") or {}))
+        try:
+            self.guard.admit_tool(self.guard.new_id(), run, node.shown() if node is not None else None)
+        except Refused as refused:
+            raise bubbling(refused) from None
+        with admitted(self.guard, str(request.tool_call.get("id"))):
+            yield
+
+    def _answer(self, request: Any, refused: BudgetExceeded) -> ToolMessage:
+        """A ToolMessage in place of the tool's, where the run is over anyway: its next model call says so aloud."""
+        call, run = request.tool_call, self.last_run
+        if run.stopped is None or getattr(request.tool, "return_direct", False):
+            raise refused
+        text = f"Not done: the budget of this run is used up ({refused.unit or 'stopped'})."
+        return ToolMessage(text, tool_call_id=call.get("id") or "", name=call.get("name"), status="error")
+
+    def _guarding(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        given = {one.name: getattr(request, one.name) for one in fields(request)}
+        return self._request_class(**{**given, "model": self._guarded(request.model)})
+
+    def _guarded(self, model: Any) -> Any:
+        if not isinstance(model, BaseChatModel) or is_guarded(model, self.guard):
+            return model
+        known = self._models.get(id(model))
+        if known is None or known[0] is not model:
+            while len(self._models) >= _KEPT:
+                self._models.pop(next(iter(self._models)), None)
+            known = self._models[id(model)] = (model, guard_model(model, self.guard))
+        return known[1]
+
+
+def _guarding_requests(guarded: Callable[[Any], Any]) -> type[ModelRequest[Any]]:
+    """A request that guards whichever model a middleware further in puts into it: fallbacks, routers, selectors."""
+
+    class _Request(ModelRequest[Any]):
+        def override(self, **overrides: Any) -> ModelRequest[Any]:
+            if "model" in overrides:
+                overrides["model"] = guarded(overrides["model"])
+            return super().override(**overrides)
+
+    _Request.__name__ = _Request.__qualname__ = ModelRequest.__name__
+    return _Request
