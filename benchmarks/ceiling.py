@@ -32,7 +32,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import partial
@@ -50,6 +50,7 @@ from ceiling_workloads import (
     Outcome,
     Tally,
     TeamAnswers,
+    as_it_is,
     calls_of,
     chat,
     documents,
@@ -61,6 +62,7 @@ from ceiling_workloads import (
     threads,
 )
 from langchain.agents import create_agent
+from openai import APIConnectionError, APITimeoutError
 
 from runcap.guardrails import Budget, Guard
 from runcap.guardrails.testing import ScriptedProvider
@@ -74,8 +76,9 @@ SHAPES = {
     "stream-tasks": (tasks, True),
 }
 LIMITS = {str(LONGEST): LONGEST, "none": None}
-CLIENT_TIMEOUT, SLOW_SHARE, UNREACHABLE = 0.25, 0.3, 15
-STREAM_CAP, STREAM_TOKENS, STREAM_PROMPT = Decimal("0.05"), 18_900, 1_000
+CLIENT_TIMEOUT, SLOW_SHARE = 0.25, 0.3
+UNREACHABLE, UNREACHABLE_TOKENS, SHORT_PROMPT = 15, 1_000, 1_000
+STREAM_CAP, STREAM_TOKENS = Decimal("0.05"), 18_900
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,7 @@ class Row:
 def one_run(guard: Guard, style: str) -> Iterator[Carry]:
     """One run around all agents; calls of a model share the guard's default run without it."""
     if style != "agent":
-        yield lambda function: function
+        yield as_it_is
         return
     with guard.run() as run:
         yield run.bind
@@ -143,7 +146,7 @@ def teams(style: str, shape: str) -> Outcome:
             agents = [team(model, lambda: [BudgetMiddleware(guard)]) for _ in range(CALLS)]
         prompts = [prose(index, 4_000) for index in range(CALLS)]
         tally = together([calls_of(agent) for agent in agents], prompts, run.bind)
-        note = f"{tally.answered} of {tally.asked} agents done"
+        note = f"{tally.answered} of {tally.asked} agents done, {answers.helpers} calls by sub-agents"
         tally.answered, tally.asked = len(provider.served), provider.received + tally.refused
         return outcome(provider, answers, tally, note=note)
 
@@ -156,31 +159,29 @@ def timeouts(shape: str) -> Outcome:
         model = chat(provider.openai_url, max_tokens=LONGEST, max_retries=None, timeout=CLIENT_TIMEOUT)
         tally = together([attached("model", model, guard, stream=False)] * CALLS, same())
         note = f"{provider.received} requests, unknown ${guard.default_run.unknown_usd:.4f}"
-        return outcome(provider, answers, tally, expects="APITimeoutError", note=note)
+        return outcome(provider, answers, tally, expects=(APITimeoutError,), note=note)
 
 
 def unreachable() -> Outcome:
-    """Connections nobody accepts, with the client's own retries."""
+    """Connections nobody accepts, with the client's own retries. The guard's count stands in for a bill."""
     guard = Guard(Budget(usd=CAP))
     with socket.socket() as bound, ScriptedProvider() as nobody:
         bound.bind(("127.0.0.1", 0))  # and never listens
-        url = f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
-        calls = attached("model", chat(url, max_tokens=LONGEST, max_retries=None), guard, stream=False)
-        got = outcome(
-            nobody, Answers(), threads([calls] * UNREACHABLE, same()[:UNREACHABLE]), expects="APIConnectionError"
-        )
+        model = chat(f"http://127.0.0.1:{bound.getsockname()[1]}/v1", max_tokens=UNREACHABLE_TOKENS, max_retries=None)
+        calls = [attached("model", model, guard, stream=False)] * UNREACHABLE
+        tally = threads(calls, [prose(index, SHORT_PROMPT) for index in range(UNREACHABLE)])
+        got = outcome(nobody, Answers(), tally, expects=(APIConnectionError,))
     run = guard.default_run
     counted = {"spent": run.spent_usd, "held": run.held_usd, "unknown": run.unknown_usd}
-    faults = (*got.faults, *(f"{name} ${usd}" for name, usd in counted.items() if usd))
-    return Outcome(
-        spent=run.spent_usd or got.spent, served=0, asked=UNREACHABLE, cut=0, seconds=got.seconds, faults=faults
-    )
+    faults = (*got.faults, *(f"{name} ${usd}" for name, usd in counted.items() if usd != 0))
+    failed = sum(tally.raised.values())
+    return replace(got, spent=run.spent_usd or Decimal(0), faults=faults, note=f"{failed} connection errors")
 
 
 def one_stream() -> Outcome:
     """What the reader of one stream gets for its cap."""
-    answers = Answers((STREAM_TOKENS, STREAM_TOKENS), input_tokens=STREAM_PROMPT // CHARACTERS)
-    asked, read = {"messages": [("user", prose(1, STREAM_PROMPT))]}, 0
+    answers = Answers((STREAM_TOKENS, STREAM_TOKENS), input_tokens=SHORT_PROMPT // CHARACTERS)
+    asked, read = {"messages": [("user", prose(1, SHORT_PROMPT))]}, 0
     tally, started = Tally(1), time.monotonic()
     with ScriptedProvider(answers) as provider:
         agent = create_agent(chat(provider.openai_url), tools=[], middleware=[BudgetMiddleware(Budget(usd=STREAM_CAP))])
@@ -255,9 +256,10 @@ def measure_peers(peers: Sequence[Peer]) -> None:
             continue
         for shape in ("threads", "tasks"):
             got = peer.run(SHAPES[shape][0])
-            over = got.spent - CAP
-            verdict = f"{over / CAP:+.0%}"
-            show(f"{peer.name}/{shape}", got, CAP, verdict + (f", {', '.join(got.faults)}" if got.faults else ""))
+            raised = f", raised {', '.join(got.faults)}" if got.faults else ""
+            over = got.spent / CAP - 1
+            verdict = f"OVER by {over:.0%}" if over > 0 else f"held, {-over:.0%} unused"
+            show(f"{peer.name}/{shape}", got, CAP, verdict + raised)
 
 
 def main() -> None:
@@ -271,6 +273,8 @@ def main() -> None:
     chosen = [row for row in rows() if row.quick or not options.quick]
     if options.rows:
         chosen = [row for row in chosen if any(fnmatchcase(row.name, pattern) for pattern in options.rows)]
+    if not chosen:
+        parser.error("no such row; --list names them")
     if options.list:
         print("\n".join(row.name for row in chosen))
         return

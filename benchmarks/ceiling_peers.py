@@ -9,9 +9,12 @@ langchain    ModelCallLimitMiddleware, which counts calls: $1 buys ten of $0.10,
 
 from __future__ import annotations
 
+import contextvars
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypedDict
@@ -24,6 +27,7 @@ from ceiling_workloads import (
     LONGEST,
     Answers,
     Calls,
+    Carry,
     Outcome,
     Tally,
     calls_of,
@@ -57,11 +61,28 @@ class Peer:
         """It can be imported."""
         return find_spec(self.module) is not None
 
-    def run(self, together: Callable[[Sequence[Calls], Sequence[str]], Tally]) -> Outcome:
+    def run(self, together: Callable[[Sequence[Calls], Sequence[str], Carry], Tally]) -> Outcome:
         """A hundred calls at once, cold."""
         answers = Answers()
-        with ScriptedProvider(answers) as provider, self.attach(provider.openai_url) as calls:
-            return outcome(provider, answers, together([calls] * CALLS, same()))
+        with (
+            warnings.catch_warnings(record=True) as warned,
+            ScriptedProvider(answers) as provider,
+            self.attach(provider.openai_url) as calls,
+        ):
+            got = outcome(provider, answers, together([calls] * CALLS, same(), with_context))
+        said = [str(one.message) for one in warned if self.module in str(one.message)]
+        return replace(got, note=f"it warns: {said[0].partition('. ')[0]}") if said else got
+
+
+def with_context(function: Callable[[str], None]) -> Callable[[str], None]:
+    """`function` in a copy of this context, where shekel keeps its budget."""
+    return partial(contextvars.copy_context().run, function)
+
+
+def clients(url: str) -> tuple[OpenAI, AsyncOpenAI]:
+    """Clients of the openai package. They keep no connection, which would outlive its loop."""
+    settings: dict[str, Any] = {"base_url": url, "api_key": KEY_TEXT, "default_headers": {"Connection": "close"}}
+    return OpenAI(**settings), AsyncOpenAI(**settings)
 
 
 def request(prompt: str) -> dict[str, Any]:
@@ -86,7 +107,7 @@ def floe_openai(url: str) -> Iterator[Calls]:
     """Reserves what the last call cost."""
     guard = import_module("floe_guard").BudgetGuard(limit_usd=USD, on_block=silent)
     wrapper = import_module("floe_guard.integrations.openai")
-    client, task_client = OpenAI(base_url=url, api_key=KEY_TEXT), AsyncOpenAI(base_url=url, api_key=KEY_TEXT)
+    client, task_client = clients(url)
     yield Calls(
         lambda prompt: wrapper.guarded_completion(guard, client, **request(prompt)),
         lambda prompt: wrapper.guarded_acompletion(guard, task_client, **request(prompt)),
@@ -140,7 +161,7 @@ def shekel_langchain(url: str) -> Iterator[Calls]:
 @contextmanager
 def shekel_openai(url: str) -> Iterator[Calls]:
     """Around the client it patches."""
-    client, task_client = OpenAI(base_url=url, api_key=KEY_TEXT), AsyncOpenAI(base_url=url, api_key=KEY_TEXT)
+    client, task_client = clients(url)
     with import_module("shekel").budget(max_usd=USD):
         yield Calls(
             lambda prompt: client.chat.completions.create(**request(prompt)),
@@ -150,17 +171,20 @@ def shekel_openai(url: str) -> Iterator[Calls]:
 
 @contextmanager
 def pydantic_ai(url: str) -> Iterator[Calls]:
-    """One usage for all runs; each has a client of its own, because each thread has a loop of its own."""
+    """One usage for all runs. A thread has a loop of its own and needs a client of its own, made beforehand."""
     usage_module, providers = import_module("pydantic_ai.usage"), import_module("pydantic_ai.providers.openai")
     chat_model = import_module("pydantic_ai.models.openai").OpenAIChatModel
     agent = import_module("pydantic_ai").Agent(model_settings={"max_tokens": LONGEST})
     limits, usage = usage_module.UsageLimits(cost_limit=CAP, request_limit=None), usage_module.RunUsage()
 
-    def how() -> dict[str, Any]:
-        model = chat_model(MODEL, provider=providers.OpenAIProvider(base_url=url, api_key=KEY_TEXT))
-        return {"model": model, "usage": usage, "usage_limits": limits}
+    def model() -> Any:
+        return chat_model(MODEL, provider=providers.OpenAIProvider(base_url=url, api_key=KEY_TEXT))
 
-    yield Calls(lambda prompt: agent.run_sync(prompt, **how()), lambda prompt: agent.run(prompt, **how()))
+    spare, shared = [model() for _ in range(CALLS)], model()
+    yield Calls(
+        lambda prompt: agent.run_sync(prompt, model=spare.pop(), usage=usage, usage_limits=limits),
+        lambda prompt: agent.run(prompt, model=shared, usage=usage, usage_limits=limits),
+    )
 
 
 @contextmanager

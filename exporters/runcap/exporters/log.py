@@ -44,7 +44,8 @@ class LogSink:
                 cost = None if event.cost_nano is None else show_usd(event.cost_nano)
                 tokens = event.usage.total_tokens if event.usage else None
                 told = {"step": event.step, "model": event.model, "state": event.state, "tokens": tokens, "cost": cost}
-                log.info("call", **told, **({"error": event.error_type} if event.error_type else {}))
+                more = {"error": event.error_type, "cut": event.cut}
+                log.info("call", **told, **{name: value for name, value in more.items() if value})
             case ToolStarted():
                 log.info("tool", name=event.name)
             case CallRefused():

@@ -184,4 +184,5 @@ def _patience(guard: Guard, run: Run) -> Patience:
     seconds = [left for left in (run.max_wait, run.seconds_left()) if left is not None]
     # A call made inside another one of its run would wait for what that one holds: for itself.
     excused = frozenset(account.id for permit in calls_around() for account in permit.run.accounts)
-    return Patience(guard.room, clock, clock.monotonic() + min(seconds) if seconds else None, excused)
+    until = clock.monotonic() + min(seconds) if seconds else None
+    return Patience(guard.room, clock, until, excused, polls=guard.ledger.shared)

@@ -29,6 +29,13 @@ class Operation(Protocol):
         ...
 
 
+HEARTBEAT = 1.0
+"""Seconds after which the first in a queue tries again unasked: a hold may have ended where nobody could tell."""
+
+FIRST_POLL = 0.01
+"""The same where the ledger is shared, the first time; then twice as long each time, up to the heartbeat."""
+
+
 class Patience(NamedTuple):
     """How to wait. `until` is a reading of the clock; accounts in `excused` are never waited for."""
 
@@ -36,15 +43,16 @@ class Patience(NamedTuple):
     clock: Clock
     until: float | None = None
     excused: frozenset[str] = frozenset()
-    heartbeat: float = 1.0
-    """Seconds after which the first in a queue tries again unasked: a hold may have ended where nobody could tell."""
+    polls: bool = False
+    """The ledger is shared: other processes end calls, and wake nobody here."""
 
-    def rest(self, *, first: bool) -> float | None:
-        """Seconds to rest for, at the most."""
+    def rest(self, tries: int, *, first: bool) -> float | None:
+        """Seconds to rest for at the most. Only the first in a queue tries unasked: the first time, the second, ..."""
         left = None if self.until is None else max(0.0, self.until - self.clock.monotonic())
         if not first:
             return left
-        return self.heartbeat if left is None else min(left, self.heartbeat)
+        beat = min(HEARTBEAT, FIRST_POLL * 2.0 ** min(tries, 16)) if self.polls else HEARTBEAT
+        return beat if left is None else min(left, beat)
 
     @property
     def over(self) -> bool:
@@ -92,6 +100,7 @@ class Seat:
     patience: Patience
     account_id: str | None = None
     waiter: ThreadWaiter | TaskWaiter | None = None
+    tries: int = 0
 
     def move(self, account_id: str, waiter: ThreadWaiter | TaskWaiter) -> bool:
         """Stand in this account's queue. True where it was not there before and is the first."""
@@ -107,6 +116,11 @@ class Seat:
         if self.account_id is not None and self.waiter is not None:
             self.patience.room.leave(self.account_id, self.waiter)
         self.account_id = None
+
+    def rest(self) -> float | None:
+        """Seconds to rest for."""
+        self.tries += 1
+        return self.patience.rest(self.tries - 1, first=self.is_first)
 
     @property
     def is_first(self) -> bool:
@@ -131,14 +145,14 @@ class Wait:
         waiter = seat.waiter or ThreadWaiter(seat.patience.clock)
         # A settle may have come between the refusal and the joining, so whoever is first at once tries at once.
         if isinstance(waiter, ThreadWaiter) and not seat.move(self.account_id, waiter):
-            waiter.rest(seat.patience.rest(first=seat.is_first))
+            waiter.rest(seat.rest())
 
     async def aapply(self, ledger: Ledger) -> None:
         """Let the loop go on."""
         seat = self.seat
         waiter = seat.waiter or TaskWaiter(seat.patience.clock)
         if isinstance(waiter, TaskWaiter) and not seat.move(self.account_id, waiter):
-            await waiter.arest(seat.patience.rest(first=seat.is_first))
+            await waiter.arest(seat.rest())
 
 
 Steps = Generator[Operation, Any, T]

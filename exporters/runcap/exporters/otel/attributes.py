@@ -47,8 +47,8 @@ def of_call(event: CallEnded) -> dict[str, Value]:
             attributes[name] = told
     if event.finish_reasons:
         attributes[sc.RESPONSE_FINISH_REASONS] = event.finish_reasons
-    if event.cached:
-        attributes[sc.CALL_CACHED] = True
+    if event.cached or event.clamped or event.cut or event.waited_s:
+        _add_oddities(attributes, event)
     if event.unknown_nano:
         attributes[sc.CALL_UNKNOWN_USD] = dollars(event.unknown_nano)
     _add_usage(attributes, event)
@@ -87,6 +87,16 @@ def of_refusal(event: CallRefused) -> dict[str, Value]:
 def dollars(nano: int) -> float:
     """Dollars as the double that attributes hold: the one nearest to the exact amount."""
     return nano / NANO
+
+
+def _add_oddities(attributes: dict[str, Value], event: CallEnded) -> None:
+    figures = {
+        sc.CALL_CACHED: event.cached,
+        sc.CALL_CLAMPED: event.clamped,
+        sc.CALL_CUT: event.cut,
+        sc.CALL_WAITED_S: event.waited_s,
+    }
+    attributes.update({name: figure for name, figure in figures.items() if figure})
 
 
 def _add_usage(attributes: dict[str, Value], event: CallEnded) -> None:

@@ -99,10 +99,12 @@ class Ledger(Protocol):
     """What every ledger does, in a sync and an async face.
 
     `blocking` says whether the sync face does I/O; a handler runs inline on an event loop only while it does not.
+    `shared` says whether other processes end calls too: whoever waits for room then has to look by himself.
     All operations are idempotent by their ids. A ledger that cannot answer raises `LedgerError`.
     """
 
     blocking: bool
+    shared: bool
 
     def reserve(self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...]) -> Grant | Refusal:
         """Grant the first offer whose `least` is free in every account, holding `min(most, free)`.

@@ -95,6 +95,7 @@ class MemoryLedger:
     """See `Ledger`. Not shared: after a fork the child is refused, for two copies of one budget are two budgets."""
 
     blocking = False
+    shared = False
 
     def __init__(self) -> None:
         self._pid = os.getpid()

@@ -150,14 +150,11 @@ class ScriptedProvider:
     def _stream(
         self, wire: Wire, reply: Reply, answer: Answer, body: Mapping[str, Any], out: BaseHTTPRequestHandler
     ) -> None:
-        out.send_response(200)
-        out.send_header("Content-Type", "text/event-stream")
-        out.send_header("Connection", "close")
-        out.end_headers()
         out.close_connection = True
         sent, booked = 0, False
         pieces = list(wire.pieces(answer, usage=reply.usage and wire.wants_usage(body)))
         try:
+            _begin_stream(out)
             for index, (piece, tokens) in enumerate(pieces):
                 if reply.hang_up == "middle" and index > len(pieces) // 2:
                     break
@@ -249,6 +246,13 @@ def _count(body: Mapping[str, Any]) -> int:
         _TOKENS_PER_MESSAGE + round(len(json.dumps(part, ensure_ascii=False).encode()) * _TOKENS_PER_BYTE)
         for part in parts
     )
+
+
+def _begin_stream(out: BaseHTTPRequestHandler) -> None:
+    out.send_response(200)
+    out.send_header("Content-Type", "text/event-stream")
+    out.send_header("Connection", "close")
+    out.end_headers()
 
 
 def _send_json(out: BaseHTTPRequestHandler, status: int, body: Mapping[str, Any]) -> None:
