@@ -152,4 +152,4 @@ def _may_fit(balance: Balance, least: Amounts) -> bool:
     if not balance.in_flight:
         return False
     free = balance._replace(held=Amounts())
-    return free.lacking(least.held_part()) is None
+    return free.lacking(least) is None

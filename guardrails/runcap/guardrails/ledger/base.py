@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from ..amounts import NO_CAPS, UNITS, ZERO, Amounts, Caps
+from ..amounts import HELD_UNITS, NO_CAPS, UNITS, ZERO, Amounts, Caps
 
 
 class Offer(NamedTuple):
@@ -31,6 +31,9 @@ class Account(NamedTuple):
     id: str
     caps: Caps = NO_CAPS
     scope: str = "run"
+
+
+_FINAL_FIRST = (*range(HELD_UNITS, len(UNITS)), *range(HELD_UNITS))
 
 
 class Balance(NamedTuple):
@@ -59,10 +62,13 @@ class Balance(NamedTuple):
         return max(left, 0)
 
     def lacking(self, needed: Amounts) -> str | None:
-        """The first unit in which `needed` does not fit, as a name of `UNITS`; None if all fit."""
-        for unit, amount in enumerate(needed):
+        """A unit in which `needed` does not fit, as a name of `UNITS`; None if all fit.
+
+        Steps and tool calls come first: no call in flight gives them back.
+        """
+        for unit in _FINAL_FIRST:
             free = self.free(unit)
-            if amount and free is not None and amount > free:
+            if needed[unit] and free is not None and needed[unit] > free:
                 return UNITS[unit]
         return None
 
