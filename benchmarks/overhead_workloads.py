@@ -20,15 +20,16 @@ from langchain_core.tools import tool
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
+from pydantic import PrivateAttr
 
 from runcap.exporters import OTelSink
 from runcap.guardrails import Budget, Guard
 from runcap.guardrails.estimate import Measured
-from runcap.integrations.langchain import BudgetCallbackHandler
+from runcap.integrations.langchain import BudgetCallbackHandler, guard_model
 from runcap.integrations.langchain.messages import Walks
 from runcap.integrations.langchain.parts import base_size
 
-VARIANTS = ("none", "no-op inline", "a span alone", "runcap", "official")
+VARIANTS = ("none", "no-op inline", "a span alone", "runcap", "guarded model", "official")
 HISTORY_VARIANTS = ("none", "a span alone", "runcap")
 HISTORIES = (10, 100, 1_000, 5_000)
 CALLS, STEPS, CHUNKS = 100, 20, 50
@@ -45,7 +46,7 @@ class Instant(BaseChatModel):
     max_tokens: int = 100
     max_retries: int = 0
     calls: int = 0
-    asked: int = 0
+    _asked: int = PrivateAttr(default=0)
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
@@ -76,9 +77,9 @@ class Instant(BaseChatModel):
         return self.bind(tools=[{"type": "function", "function": function}], **kwargs)
 
     def _answer(self) -> AIMessage:
-        self.asked += 1
-        wanted = [{"name": "weather", "args": {"city": "Paris"}, "id": f"call_{self.asked}"}]
-        calls: list[Any] = wanted if self.calls and self.asked % (self.calls + 1) else []
+        self._asked += 1
+        wanted = [{"name": "weather", "args": {"city": "Paris"}, "id": f"call_{self._asked}"}]
+        calls: list[Any] = wanted if self.calls and self._asked % (self.calls + 1) else []
         return AIMessage("Take a coat.", usage_metadata=dict(USAGE), response_metadata=TOLD, tool_calls=calls)  # type: ignore[arg-type]
 
     def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
@@ -188,6 +189,8 @@ def handlers_of(variant: str) -> list[BaseCallbackHandler]:
     if variant == "runcap":
         guard = Guard(Budget(usd=1_000_000, steps=10**9), sinks=(OTelSink(tracer_provider()),))
         return [BudgetCallbackHandler(guard)]
+    if variant == "guarded model":
+        _guards.append(Guard(Budget(usd=1_000_000, steps=10**9), sinks=(OTelSink(tracer_provider()),)))
     if variant == "official":
         from opentelemetry.instrumentation.genai.langchain import LangChainInstrumentor  # noqa: PLC0415 - patches
 
@@ -195,9 +198,18 @@ def handlers_of(variant: str) -> list[BaseCallbackHandler]:
     return []
 
 
+_guards: list[Guard] = []
+
+
+def _instant(calls: int = 0) -> BaseChatModel:
+    """The model, guarded in the variant that is about that."""
+    model = Instant(calls=calls)
+    return guard_model(model, _guards[0]) if _guards else model
+
+
 def chat_sync(config: RunnableConfig) -> Callable[[], int]:
     """Invocations of a chat model."""
-    model = Instant()
+    model = _instant()
 
     def batch() -> int:
         for _ in range(CALLS):
@@ -209,7 +221,7 @@ def chat_sync(config: RunnableConfig) -> Callable[[], int]:
 
 def chat_async(config: RunnableConfig) -> Callable[[], int]:
     """Async invocations of a chat model."""
-    model = Instant()
+    model = _instant()
 
     async def calls() -> int:
         for _ in range(CALLS):
@@ -221,7 +233,7 @@ def chat_async(config: RunnableConfig) -> Callable[[], int]:
 
 def step_sync(config: RunnableConfig) -> Callable[[], int]:
     """Steps of an agent: a model call, a tool call, and LangGraph around them."""
-    agent = create_agent(Instant(calls=STEPS - 1), tools=[weather])
+    agent = create_agent(_instant(STEPS - 1), tools=[weather])
 
     def batch() -> int:
         agent.invoke(ASK, config)
@@ -232,7 +244,7 @@ def step_sync(config: RunnableConfig) -> Callable[[], int]:
 
 def step_async(config: RunnableConfig) -> Callable[[], int]:
     """Async steps of an agent."""
-    agent = create_agent(Instant(calls=STEPS - 1), tools=[weather])
+    agent = create_agent(_instant(STEPS - 1), tools=[weather])
 
     async def steps() -> int:
         await agent.ainvoke(ASK, config)
@@ -243,7 +255,7 @@ def step_async(config: RunnableConfig) -> Callable[[], int]:
 
 def chunk_sync(config: RunnableConfig) -> Callable[[], int]:
     """Chunks of a stream, its call included."""
-    model = Instant()
+    model = _instant()
 
     def batch() -> int:
         return sum(1 for _ in range(4) for _ in model.stream(_prompt(), config))
@@ -253,7 +265,7 @@ def chunk_sync(config: RunnableConfig) -> Callable[[], int]:
 
 def chunk_async(config: RunnableConfig) -> Callable[[], int]:
     """Async chunks of a stream."""
-    model = Instant()
+    model = _instant()
 
     async def chunks() -> int:
         return sum([1 for _ in range(4) async for _ in model.astream(_prompt(), config)])
@@ -306,7 +318,7 @@ def measure_histories(batches: int) -> Iterator[tuple[int, dict[str, float], flo
     """
     for length in HISTORIES:
         configs: dict[str, RunnableConfig] = {name: {"callbacks": handlers_of(name)} for name in HISTORY_VARIANTS}
-        model = Instant()
+        model = _instant()
         messages: list[BaseMessage] = [HumanMessage(f"Message {number} of a conversation.") for number in range(length)]
         walk = _walking(messages)
         times: dict[str, list[float]] = {name: [] for name in (*configs, "walk")}

@@ -27,10 +27,12 @@ def test_the_snippets_run() -> None:
         command = [sys.executable, "-c", "\n".join(snippets)]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
-    assert re.fullmatch(r"0\.\d+ 1 Usage\(input_tokens=\d+, output_tokens=\d+, .*\)", first)
-    assert re.fullmatch(r"0\.\d+ 1\.\d+ 0", second)
-    assert provider.received == 4
+    middleware, attached, callback, run = done.stdout.splitlines()
+    for told in (middleware, callback):
+        assert re.fullmatch(r"0\.\d+ 1 Usage\(input_tokens=\d+, output_tokens=\d+, .*\)", told)
+    assert re.fullmatch(r"0\.\d+", attached)
+    assert re.fullmatch(r"0\.\d+ 1\.\d+ 0", run)
+    assert provider.received == 7
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
