@@ -5,8 +5,9 @@
 Each variant runs in processes of its own (the official tracer patches LangChain for good), interleaved, a fresh one
 each round, against a model that answers at once. Printed are microseconds: the fastest and the median over all rounds,
 and the added time as a ratio to what the official tracer adds. runcap meters, caps (dollars, steps) and writes spans
-into a null exporter, from a MemoryLedger: `runcap` as a callback, `guarded model` by guard_model. The official tracer only writes spans. `a span alone` is the least any tracer
-can add: one span of the SDK, and nothing known, priced or capped.
+into a null exporter, from a MemoryLedger: `runcap` as a callback, `guarded model` by guard_model. The official tracer
+only writes spans. `a span alone` is the least any tracer can add: one span of the SDK, and nothing known, priced or
+capped.
 
 `--check` exits with 1 where runcap adds more than 0.6 (sync) or 0.4 (async) of what the official tracer adds to a chat
 call, or where its added time grows with the history.

@@ -82,7 +82,7 @@ class Puppet(ChatOpenAI):
         message = AIMessage("word", usage_metadata=usage(out), response_metadata={"finish_reason": "stop"})
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    async def _astream(  # type: ignore[override]
+    async def _astream(
         self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> AsyncIterator[ChatGenerationChunk]:
         attempt = self._attempt()
@@ -92,12 +92,12 @@ class Puppet(ChatOpenAI):
                 if order != "chunk":
                     break
                 attempt.charge(attempt.out + size % 50 + 1)
-                yield ChatGenerationChunk(message=AIMessageChunk("word " * (size % 50 + 1)))
+                yield ChatGenerationChunk(message=AIMessageChunk(content="word " * (size % 50 + 1)))
             out = attempt.charge(max(attempt.out, self._obey(attempt, order, size)))
         finally:
             attempt.open = False
         told = {"finish_reason": "stop"}
-        yield ChatGenerationChunk(message=AIMessageChunk("", usage_metadata=usage(out), response_metadata=told))
+        yield ChatGenerationChunk(message=AIMessageChunk(content="", usage_metadata=usage(out), response_metadata=told))
 
     @staticmethod
     def _obey(attempt: Attempt, order: str, size: int) -> int:
@@ -132,7 +132,7 @@ class Schedule:
         self.cap = CAP
 
     def _model(self, cap: int | None) -> ChatOpenAI:
-        puppet = Puppet(model="gpt-4o", api_key=SecretStr("none"), max_tokens=cap)
+        puppet = Puppet(model="gpt-4o", api_key=SecretStr("none"), max_completion_tokens=cap)
         puppet._attempts = self.attempts
         model = guard_model(puppet, self.guard)
         assert isinstance(model, Puppet)
@@ -188,7 +188,12 @@ class Schedule:
         self.check()
         run = self.guard.default_run
         ended = self.recorder.of(CallEnded)
-        assert (run.held_usd, run.balance.in_flight, len(self.guard.calls), len(self.guard.room)) == (0, 0, 0, 0)
+        assert (run.balance.held.nano, run.balance.in_flight, len(self.guard.calls), len(self.guard.room)) == (
+            0,
+            0,
+            0,
+            0,
+        )
         assert run.balance.unknown.nano == sum(one.unknown_nano for one in ended)
         assert run.balance.spent.nano == sum(one.cost_nano or 0 for one in ended)
         assert len(ended) == run.steps == len(self.attempts)

@@ -287,11 +287,20 @@ class Guard:
     def _permit(self, plan: Plan, grant: Grant) -> Permit:
         permit = Permit(self, plan, grant)
         self.calls.begin(permit)
+        try:
+            self._tell_start(permit)
+            self._warn(plan.run, grant)
+        except BaseException as error:
+            permit.release(type(error).__name__)  # a sink ends the program: the call is not made
+            raise
+        return permit
+
+    def _tell_start(self, permit: Permit) -> None:
         request = permit.request
         self.emit(
             CallStarted(
                 time_ns=permit.started_ns,
-                run=plan.run.info,
+                run=permit.run.info,
                 call_id=request.call_id,
                 parent_id=request.parent_id,
                 model=request.model,
@@ -299,14 +308,12 @@ class Guard:
                 stream=request.stream,
                 output_cap=permit.output_cap or request.output_cap,
                 guarantee="hard" if permit.estimate.hard else "expected",
-                held_nano=grant.amount.nano,
+                held_nano=permit.grant.amount.nano,
                 step=permit.step,
                 clamped=permit.clamped,
                 waited_s=permit.waited_s,
             )
         )
-        self._warn(plan.run, grant)
-        return permit
 
     def _warn(self, run: Run, grant: Grant) -> None:
         for outer, balance in zip(run.outward(), grant.balances, strict=False):

@@ -257,33 +257,35 @@ class Permit:
         cached: bool = False,
     ) -> None:
         balance: Balance | None = None if settlement is None else settlement.balances[0]
-        self._guard.emit(
-            CallEnded(
-                time_ns=self._guard.clock.time_ns(),
-                run=self.run.info,
-                call_id=self.call_id,
-                parent_id=self.request.parent_id,
-                model=self.request.model,
-                provider=self.request.provider,
-                started_ns=self.started_ns,
-                state=state,
-                guarantee="hard" if self.estimate.hard else "expected",
-                usage=usage,
-                cost_nano=cost,
-                unknown_nano=unknown,
-                price_source=source or (None if self._card is None else self._card.source),
-                balance=balance,
-                stream=self.request.stream or self.streamed,
-                output_cap=self.output_cap or self.request.output_cap,
-                response_model=response.model,
-                response_id=response.id,
-                finish_reasons=response.finish_reasons,
-                error_type=error_type,
-                cached=cached,
-                step=self.step,
-                clamped=self.clamped,
-                cut=self.cut,
-                waited_s=self.waited_s,
+        try:
+            self._guard.emit(
+                CallEnded(
+                    time_ns=self._guard.clock.time_ns(),
+                    run=self.run.info,
+                    call_id=self.call_id,
+                    parent_id=self.request.parent_id,
+                    model=self.request.model,
+                    provider=self.request.provider,
+                    started_ns=self.started_ns,
+                    state=state,
+                    guarantee="hard" if self.estimate.hard else "expected",
+                    usage=usage,
+                    cost_nano=cost,
+                    unknown_nano=unknown,
+                    price_source=source or (None if self._card is None else self._card.source),
+                    balance=balance,
+                    stream=self.request.stream or self.streamed,
+                    output_cap=self.output_cap or self.request.output_cap,
+                    response_model=response.model,
+                    response_id=response.id,
+                    finish_reasons=response.finish_reasons,
+                    error_type=error_type,
+                    cached=cached,
+                    step=self.step,
+                    clamped=self.clamped,
+                    cut=self.cut,
+                    waited_s=self.waited_s,
+                )
             )
-        )
-        self._guard.ended(self, settlement)
+        finally:
+            self._guard.ended(self, settlement)  # also where a sink ends the program

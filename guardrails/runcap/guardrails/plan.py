@@ -62,7 +62,9 @@ class Plan(Reservation):
     def granted(self, grant: Grant) -> tuple[Estimate, int | None]:
         """What is known of the call as it was granted, and the output cap to be set on it; None leaves its own."""
         request, known = self.request, self.known
-        if not request.may_clamp or known.output_most is None or not known.hard:
+        if not request.may_clamp:
+            return known, None
+        if known.output_most is None or not known.hard:
             return known, None
         if grant.amount.nano >= known.hold.nano and grant.amount.tokens >= known.hold.tokens:
             return known, None if request.output_cap else known.output_most // request.choices
@@ -78,7 +80,8 @@ class Plan(Reservation):
         return max(self.run.min_output_tokens, thinking)
 
     def _look(self) -> None:
-        check_clock(self.run, self.request.model)
+        if self.run.timed:
+            check_clock(self.run, self.request.model)
         self.card = self._card()
         self.known = known = self._estimate()
         hold = known.hold

@@ -74,8 +74,8 @@ class GuardedCalls:
             permit = call.admit()
             view, kwargs = call.view(permit)
             reader = Reader(self.guard, permit)
-            chunks = self.base._stream(view, messages, **kwargs)  # noqa: SLF001 - what is guarded
             try:
+                chunks = self.base._stream(view, messages, **kwargs)  # noqa: SLF001 - what is guarded
                 for chunk in chunks:
                     yield reader.read(chunk)
                     if reader.is_cut():
@@ -100,8 +100,8 @@ class GuardedCalls:
             permit = await call.aadmit()
             view, kwargs = call.view(permit)
             reader = Reader(self.guard, permit)
-            chunks = self.base._astream(view, messages, **kwargs)  # noqa: SLF001 - what is guarded
             try:
+                chunks = self.base._astream(view, messages, **kwargs)  # noqa: SLF001 - what is guarded
                 async for chunk in chunks:
                     yield reader.read(chunk)
                     if reader.is_cut():

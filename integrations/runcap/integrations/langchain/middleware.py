@@ -92,41 +92,38 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         Raises:
             Refused: something in it was refused, and the agent may go on all the same.
         """
-        own_agent(self._handler)
+        run, node_id = self._where()
         try:
-            with self._counted(request):
+            with self._counted(request, run, node_id):
                 return handler(request)
         except BudgetExceeded as refused:
-            return self._answer(request, refused)
+            return _answer(request, run, refused)
 
     async def awrap_tool_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
         """See `wrap_tool_call`."""
-        own_agent(self._handler)
+        run, node_id = self._where()
         try:
-            with self._counted(request):
+            with self._counted(request, run, node_id):
                 return await handler(request)
         except BudgetExceeded as refused:
-            return self._answer(request, refused)
+            return _answer(request, run, refused)
 
-    @contextmanager
-    def _counted(self, request: Any) -> Iterator[None]:
+    def _where(self) -> tuple[Run, str | None]:
+        """Whose tool call this is: the run, and the agent as it is shown."""
+        own_agent(self._handler)
         nodes, config = self._attachment.nodes, var_child_runnable_config.get() or {}
         node = nodes.get(getattr(config.get("callbacks"), "parent_run_id", None))
         run = self.guard.scope(nodes.run_of(node, config.get("metadata") or {}))
+        return run, node.shown() if node is not None else None
+
+    @contextmanager
+    def _counted(self, request: Any, run: Run, node_id: str | None) -> Iterator[None]:
         try:
-            self.guard.admit_tool(self.guard.new_id(), run, node.shown() if node is not None else None)
+            self.guard.admit_tool(self.guard.new_id(), run, node_id)
         except Refused as refused:
             raise bubbling(refused) from None
         with admitted(self.guard, str(request.tool_call.get("id"))):
             yield
-
-    def _answer(self, request: Any, refused: BudgetExceeded) -> ToolMessage:
-        """A ToolMessage in place of the tool's, where the run is over anyway: its next model call says so aloud."""
-        call, run = request.tool_call, self.last_run
-        if run.stopped is None or getattr(request.tool, "return_direct", False):
-            raise refused
-        text = f"Not done: the budget of this run is used up ({refused.unit or 'stopped'})."
-        return ToolMessage(text, tool_call_id=call.get("id") or "", name=call.get("name"), status="error")
 
     def _guarding(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         given = {one.name: getattr(request, one.name) for one in fields(request)}
@@ -141,6 +138,15 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
                 self._models.pop(next(iter(self._models)), None)
             known = self._models[id(model)] = (model, guard_model(model, self.guard))
         return known[1]
+
+
+def _answer(request: Any, run: Run, refused: BudgetExceeded) -> ToolMessage:
+    """A ToolMessage in place of the tool's, where the run is over anyway: its next model call says so aloud."""
+    if run.stopped is None or getattr(request.tool, "return_direct", False):
+        raise refused
+    call = request.tool_call
+    text = f"Not done: the budget of this run is used up ({refused.unit or 'stopped'})."
+    return ToolMessage(text, tool_call_id=call.get("id") or "", name=call.get("name"), status="error")
 
 
 def _guarding_requests(guarded: Callable[[Any], Any]) -> type[ModelRequest[Any]]:

@@ -23,6 +23,9 @@ CAP_NAMES = (
 _THINKING = 1_024
 """The smallest thinking budget Anthropic takes; stands in where a model thinks and no budget is given."""
 
+_THINK_WHEN_TOLD = ("anthropic", "aws")
+"""Providers whose models think only where the request says so; others' do unasked."""
+
 _CHOICES = ("n", "best_of", "candidate_count", "candidateCount")
 
 # Where each integration keeps its models' profiles (the figures `model.profile` shows), by provider.
@@ -148,6 +151,8 @@ def thinking_tokens(call: Described) -> int:
             budgets.append(told.get("budget_tokens") or _THINKING)
     if budgets:
         return max((value for value in budgets if _is_count(value)), default=0)
+    if call.provider in _THINK_WHEN_TOLD:
+        return 0
     return _THINKING if _profile(call.model, call.provider).get("reasoning_output") else 0
 
 
