@@ -7,6 +7,7 @@ first of these attach points is made; until then it costs nothing.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, NamedTuple, cast
@@ -72,6 +73,10 @@ class BudgetHook(BaseCallbackHandler):
         self, serialized: Any, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> None:
         """Pass it on; of an agent nobody owns yet, remember whose node this is."""
+        if (kwargs.get("metadata") or {}).get("ls_integration") == _AGENT and "langgraph_node" not in kwargs[
+            "metadata"
+        ]:
+            _own(run_id, _middleware_of_caller())
         if parent_run_id is not None and "langgraph_node" in (kwargs.get("metadata") or ()):
             _graphs[run_id] = _Graph(parent_run_id, kwargs.get("metadata") or {}, str(kwargs.get("name") or "node"))
         for one in self._begin(run_id, parent_run_id):
@@ -143,7 +148,10 @@ class BudgetHook(BaseCallbackHandler):
     def _begin(self, run_id: UUID, parent_run_id: UUID | None) -> _Handlers:
         """Who owns what begins: who is attached here, and who owns its parent."""
         above = _owners.get(parent_run_id, ()) if parent_run_id is not None and _owners else ()
-        owners = (*self.attached, *(one for one in above if not _has(self.attached, one))) if above else self.attached
+        owners = self.attached
+        for one in (*above, *_owners.get(run_id, ())) if _owners else ():
+            if not _has(owners, one):
+                owners = (*owners, one)
         if owners:
             _owners[run_id] = owners
         return owners
@@ -161,6 +169,47 @@ class _Graph(NamedTuple):
 # Weakly by LangChain's own run ids: its run managers hold the very id as long as a run lasts.
 _owners: WeakKeyDictionary[UUID, _Handlers] = WeakKeyDictionary()
 _graphs: WeakKeyDictionary[UUID, _Graph] = WeakKeyDictionary()
+
+
+# Those who own the agents they are in.
+_middlewares: WeakKeyDictionary[object, BudgetCallbackHandler] = WeakKeyDictionary()
+
+_AGENT = "langchain_create_agent"
+_FRAMES = 16
+
+
+def own_agents_with(middleware: object, handler: BudgetCallbackHandler) -> None:
+    """Every agent with this middleware belongs to this handler's guard, from its start."""
+    _middlewares[middleware] = handler
+
+
+def _middleware_of_caller() -> _Handlers:
+    """The handlers of an agent's middlewares, at its start: other middlewares may call models before any of its nodes.
+
+    The graph that is starting is told to no handler; it is in the frames of those who ask.
+    """
+    frame = sys._getframe(2)  # noqa: SLF001 - see above
+    for _ in range(_FRAMES):
+        back = frame.f_back
+        if back is None:
+            return ()
+        frame = back
+        nodes = getattr(frame.f_locals.get("self"), "nodes", None)
+        if isinstance(nodes, dict):
+            return tuple(handler for node in nodes.values() if (handler := _handler_of(node)) is not None)
+    return ()
+
+
+def _handler_of(node: object) -> BudgetCallbackHandler | None:
+    bound = getattr(node, "bound", None)
+    hook = getattr(bound, "func", None) or getattr(bound, "afunc", None)
+    owner = getattr(hook, "__self__", None)
+    return None if owner is None else _middlewares.get(owner)
+
+
+def _own(run_id: UUID, handlers: _Handlers) -> None:
+    if handlers:
+        _owners[run_id] = handlers
 
 
 def own_agent(handler: BudgetCallbackHandler) -> None:

@@ -19,7 +19,7 @@ from runcap.guardrails.run import Run
 from .attachment import Attachment, check_guard
 from .errors import bubbling
 from .handler import BudgetCallbackHandler
-from .hook import HOOKS, own_agent
+from .hook import HOOKS, own_agent, own_agents_with
 from .model import guard_model, is_guarded
 from .toolgate import admitted
 
@@ -56,6 +56,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         self._models: dict[int, tuple[object, Any]] = {}
         self._request_class = _guarding_requests(self._guarded)
         HOOKS.register()
+        own_agents_with(self, self._handler)
 
     @property
     def last_run(self) -> Run:
@@ -63,7 +64,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         return self._handler.last_run
 
     def before_agent(self, state: Any, runtime: Any) -> None:
-        """From its first step on, the agent belongs to the guard."""
+        """The agent belongs to the guard, in case its start was not seen for what it is."""
         own_agent(self._handler)
 
     async def abefore_agent(self, state: Any, runtime: Any) -> None:
