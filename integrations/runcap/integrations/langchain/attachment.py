@@ -34,7 +34,8 @@ class Marked(dict[str, Any]):
 
     def __init__(self, serialized: dict[str, Any], guard: Guard) -> None:
         super().__init__(serialized)
-        self.guard = guard
+        inner = serialized.guards if isinstance(serialized, Marked) else ()
+        self.guards: tuple[Guard, ...] = (guard, *inner)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)  # a copy is of the description, not of the guard

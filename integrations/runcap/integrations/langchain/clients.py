@@ -21,20 +21,24 @@ _NEVER_ANSWERED = "APIConnectionError"
 """Of both SDKs; their time-outs derive from it."""
 
 _FIRST_DELAY, _LONGEST_DELAY, _LONGEST_TOLD = 0.5, 8.0, 60.0
-_OPENAI = {"root_client": "client", "root_async_client": "async_client"}
+_OPENAI = {False: ("root_client", "client"), True: ("root_async_client", "async_client")}
 _ANTHROPIC = {False: "_client", True: "_async_client"}
 
 
 def take_over_retries(model: BaseChatModel, *, asynchronous: bool) -> int | None:
     """Switch the client's retries off, in place; how many are now ours to make. None where the client is not known."""
     state = model.__dict__
-    if any(state.get(root) is not None for root in _OPENAI):
-        for root, leaf in _OPENAI.items():
-            client = state.get(root)
-            if client is not None and client.max_retries:
-                state[root] = quiet = client.with_options(max_retries=0)
-                state[leaf] = quiet.chat.completions
-        return _wanted(model)
+    if _OPENAI[asynchronous][1] in state:
+        for root, leaf in _OPENAI.values():
+            # The leaf makes the calls, so it comes first: a thread that comes meanwhile finds it quiet already. It may
+            # be the user's own, of a client that is not the model's.
+            own = getattr(state[leaf], "_client", None)
+            if own is not None and getattr(own, "max_retries", 0):
+                state[leaf] = own.with_options(max_retries=0).chat.completions
+            if state.get(root) is not None and state[root].max_retries:
+                state[root] = state[root].with_options(max_retries=0)
+        known = getattr(state[_OPENAI[asynchronous][1]], "_client", None)
+        return _wanted(model) if hasattr(known, "max_retries") else None
     if hasattr(type(model), "_client_params"):
         name = _ANTHROPIC[asynchronous]
         client = getattr(model, name, None)

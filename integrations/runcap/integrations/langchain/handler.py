@@ -151,7 +151,7 @@ class BudgetCallbackHandler(BaseCallbackHandler):
         Raises:
             Refused: it does not fit, or its cost cannot be kept under the cap; nothing is sent.
         """
-        if isinstance(serialized, Marked) and serialized.guard is self.guard:
+        if isinstance(serialized, Marked) and any(one is self.guard for one in serialized.guards):
             return
         parent = self._nodes.get(parent_run_id)
         self._calls.begin(run_id, parent, messages[0], serialized or {}, metadata or {}, invocation_params or {})

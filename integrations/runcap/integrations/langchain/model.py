@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -10,11 +11,14 @@ from weakref import WeakValueDictionary
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import (
     Runnable,
-    RunnableBinding,
+    RunnableBranch,
+    RunnableParallel,
     RunnableSequence,
     RunnableWithFallbacks,
 )
+from langchain_core.runnables.base import RunnableBindingBase, RunnableEachBase
 from langchain_core.runnables.configurable import RunnableConfigurableAlternatives, RunnableConfigurableFields
+from langchain_core.runnables.passthrough import RunnableAssign
 
 from runcap.guardrails.budget import Budget
 from runcap.guardrails.guard import Guard
@@ -27,7 +31,7 @@ M = TypeVar("M", bound=Runnable[Any, Any])
 
 _GUARD = "_runcap_guard"
 _guards: WeakValueDictionary[int, Guard] = WeakValueDictionary()
-_making = threading.RLock()
+_classes = threading.RLock()
 
 
 def guard_model(model: M, guard: Guard | Budget) -> M:
@@ -38,12 +42,20 @@ def guard_model(model: M, guard: Guard | Budget) -> M:
     client's own retries are taken over (openai, anthropic), so that each attempt is admitted.
 
     What a model was bound into (`bind_tools`, `with_retry`, `with_fallbacks`, a chain, configurable fields) may be
-    given too: every model in it is guarded.
+    given too: every model in it is guarded, but for those that functions of one's own call.
 
     Raises:
         TypeError: there is no chat model to guard, or `guard` is neither a Guard nor a Budget.
     """
-    return cast("M", _guarded(model, check_guard(guard, "guard_model")))
+    checked = check_guard(guard, "guard_model")
+    found: list[BaseChatModel] = []
+    made = _walk(model, checked, found)
+    if not found:
+        raise TypeError(
+            f"guard_model needs a chat model, or a binding or chain of one; got {type(model).__name__}. For text models, "
+            "init_chat_model(configurable_fields=...) and anything else: BudgetCallbackHandler or auto_attach"
+        )
+    return cast("M", made)
 
 
 def is_guarded(model: object, guard: Guard) -> bool:
@@ -51,37 +63,54 @@ def is_guarded(model: object, guard: Guard) -> bool:
     return any(base.__dict__.get(_GUARD) is guard for base in type(model).__mro__)
 
 
-def _guarded(given: Any, guard: Guard) -> Any:
+def _walk(given: Any, guard: Guard, found: list[BaseChatModel]) -> Any:
+    """`given` with every model in it guarded; itself where there is none. The models go to `found`."""
+
+    def walk(part: Any) -> Any:
+        return _walk(part, guard, found)
+
     if isinstance(given, BaseChatModel):
+        found.append(given)
         return given if is_guarded(given, guard) else _guarded_model(given, guard)
-    if isinstance(given, RunnableBinding):
-        return given.model_copy(update={"bound": _guarded(given.bound, guard)})
-    if isinstance(given, RunnableWithFallbacks):
-        # Fallbacks catch every exception, so each member is guarded.
-        members = [_guarded(one, guard) for one in (given.runnable, *given.fallbacks)]
-        return given.model_copy(update={"runnable": members[0], "fallbacks": members[1:]})
-    if isinstance(given, RunnableConfigurableFields):
-        return given.model_copy(update={"default": _guarded(given.default, guard)})
-    if isinstance(given, RunnableConfigurableAlternatives):
-        others = {name: _guarded(one, guard) for name, one in given.alternatives.items() if isinstance(one, Runnable)}
-        update = {"default": _guarded(given.default, guard), "alternatives": {**given.alternatives, **others}}
-        return given.model_copy(update=update)
-    if isinstance(given, RunnableSequence) and any(_holds_model(step) for step in given.steps):
-        return RunnableSequence(*(_guarded(step, guard) if _holds_model(step) else step for step in given.steps))
-    raise TypeError(
-        f"guard_model needs a chat model, or a binding or chain of one; got {type(given).__name__}. For text models, "
-        "init_chat_model(configurable_fields=...) and anything else: BudgetCallbackHandler or auto_attach"
-    )
+    before = len(found)
+    made = _walk_parts(given, walk)
+    return made if len(found) > before or isinstance(given, RunnableConfigurableAlternatives) else given
 
 
-def _holds_model(step: object) -> bool:
-    if isinstance(step, RunnableBinding):
-        return _holds_model(step.bound)
-    if isinstance(step, RunnableSequence):
-        return any(map(_holds_model, step.steps))
-    if isinstance(step, (RunnableConfigurableFields, RunnableConfigurableAlternatives)):
-        return _holds_model(step.default)
-    return isinstance(step, BaseChatModel) or (isinstance(step, RunnableWithFallbacks) and _holds_model(step.runnable))
+def _walk_parts(given: Any, walk: Callable[[Any], Any]) -> Any:  # noqa: PLR0911 - one for each kind of runnable
+    match given:
+        case RunnableBindingBase() | RunnableEachBase():
+            return given.model_copy(update={"bound": walk(given.bound)})
+        case RunnableWithFallbacks():
+            # Fallbacks catch every exception, so each member is guarded.
+            members = [walk(one) for one in (given.runnable, *given.fallbacks)]
+            return given.model_copy(update={"runnable": members[0], "fallbacks": members[1:]})
+        case RunnableConfigurableFields():
+            return given.model_copy(update={"default": walk(given.default)})
+        case RunnableConfigurableAlternatives():
+            others = {
+                name: walk(one) if isinstance(one, Runnable) else _making(one, walk)
+                for name, one in given.alternatives.items()
+            }
+            return given.model_copy(update={"default": walk(given.default), "alternatives": others})
+        case RunnableSequence():
+            return given.model_copy(
+                update={"first": walk(given.first), "middle": [*map(walk, given.middle)], "last": walk(given.last)}
+            )
+        case RunnableParallel():
+            return given.model_copy(update={"steps__": {name: walk(one) for name, one in given.steps__.items()}})
+        case RunnableAssign():
+            return given.model_copy(update={"mapper": walk(given.mapper)})
+        case RunnableBranch():
+            branches = [(walk(condition), walk(then)) for condition, then in given.branches]
+            return given.model_copy(update={"branches": branches, "default": walk(given.default)})
+        case _:
+            return given
+
+
+def _making(factory: Callable[[], Any], walk: Callable[[Any], Any]) -> Callable[[], Any]:
+    """A function that makes the model when it is asked for: what it makes is guarded then."""
+    return lambda: walk(factory())
 
 
 def _guarded_model(model: BaseChatModel, guard: Guard) -> BaseChatModel:
@@ -94,7 +123,7 @@ def _guarded_model(model: BaseChatModel, guard: Guard) -> BaseChatModel:
 
 def _guarded_class(base: type[BaseChatModel], guard: Guard) -> type[BaseChatModel]:
     """A subclass for one guard. The guard is kept on the class: instances are copied and rebuilt in many ways."""
-    with _making:
+    with _classes:
         known = guard.notes.get((_GUARD, base))
         if known is None:
             known = guard.notes[_GUARD, base] = _make_class(base, guard)
