@@ -10,8 +10,9 @@ from langchain_anthropic import ChatAnthropic
 from langchain_openai import ChatOpenAI
 from tenacity import wait_none
 
-from runcap.guardrails.testing import ScriptedProvider
-from runcap.integrations.langchain import BudgetMiddleware
+from runcap.guardrails.testing import Reply, ScriptedProvider
+from runcap.guardrails.testing.provider import Script
+from runcap.integrations.langchain import BudgetMiddleware, guard_model
 
 from ..langchain import conftest as plain
 from ..langchain.conftest import Serve, Watch, serve
@@ -99,3 +100,20 @@ def called(messages: list[Any]) -> None:
     asked = [call["id"] for message in messages for call in getattr(message, "tool_calls", ())]
     answered = [message.tool_call_id for message in messages if message.type == "tool"]
     assert sorted(asked) == sorted(answered)
+
+
+both = pytest.mark.parametrize("make", [openai, claude], ids=["openai", "anthropic"])
+_OK = Reply(text="ok")
+
+
+both = pytest.mark.parametrize("make", [openai, claude], ids=["openai", "anthropic"])
+_OK = Reply(text="ok")
+
+
+def a_guarded(make: Any, serve: Serve, script: Script = _OK, **budget: Any) -> Any:
+    provider, watch = serve(script), Watch(**(budget or {"usd": 1}))
+    return provider, watch, guard_model(make(provider), watch.guard)
+
+
+def total(watch: Watch, provider: ScriptedProvider, steps: int) -> None:
+    books(watch, provider, steps=steps, run=watch.guard.default_run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from deepagents import create_deep_agent
@@ -16,9 +16,8 @@ from runcap.guardrails.testing import Reply
 from runcap.integrations.langchain import auto_attach, guard_model
 
 from ..langchain.conftest import LOOK_UP, USER
-from .conftest import Caller, Serve, Watch, books, called, claude, middleware, openai
+from .conftest import Caller, Serve, Watch, books, both, called, middleware, openai
 
-both = pytest.mark.parametrize("make", [openai, claude], ids=["openai", "anthropic"])
 THREAD: Any = {"configurable": {"thread_id": "1"}}
 
 
@@ -100,7 +99,7 @@ def test_tasks_at_once(serve: Serve, caller: Caller) -> None:
         else:
             with pytest.raises(BudgetExceeded):
                 caller.invoke(deep, USER, THREAD)
-        called(deep.get_state(THREAD).values["messages"])
+        called(deep.get_state(cast("Any", THREAD)).values["messages"])
         books(watch, provider, steps=cap)
 
 

@@ -15,21 +15,15 @@ from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.load import dumpd, load
 from langchain_core.messages import HumanMessage
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
 from runcap.guardrails import BudgetExceeded
-from runcap.guardrails.testing import Reply, ScriptedProvider
-from runcap.guardrails.testing.provider import Script
+from runcap.guardrails.testing import Reply
 from runcap.integrations.langchain import auto_attach, guard_model
 
 from ..langchain.conftest import LOOK_UP
-from .conftest import Caller, Serve, Watch, books, claude, openai
-
-both = pytest.mark.parametrize("make", [openai, claude], ids=["openai", "anthropic"])
+from .conftest import Caller, Serve, Watch, a_guarded, both, claude, openai, total
 
 
 class Verdict(BaseModel):
@@ -37,21 +31,10 @@ class Verdict(BaseModel):
 
     fine: bool
 
-OK = Reply(text="ok")
-
-
-def a_guarded(make: Any, serve: Serve, script: Script = OK, **budget: Any) -> Any:
-    provider, watch = serve(script), Watch(**(budget or {"usd": 1}))
-    return provider, watch, guard_model(make(provider), watch.guard)
-
-
-def total(watch: Watch, provider: ScriptedProvider, steps: int) -> None:
-    books(watch, provider, steps=steps, run=watch.guard.default_run)
-
 
 @both
 def test_it_is_what_it_was(serve: Serve, make: Any) -> None:
-    provider, watch, model = a_guarded(make, serve)
+    provider, _, model = a_guarded(make, serve)
     bare = make(provider)
     assert isinstance(model, type(bare))
     assert isinstance(model, BaseChatModel)
@@ -67,6 +50,7 @@ def test_it_is_what_it_was(serve: Serve, make: Any) -> None:
         "client",
         "async_client",
     }
+    assert guard_model(model, watch.guard) is model
 
 
 @both
@@ -211,53 +195,11 @@ def test_events_v2(serve: Serve, make: Any) -> None:
     total(watch, provider, 1)
 
 
-@both
-def test_configurable_fields(serve: Serve, caller: Caller, make: Any) -> None:
-    field = ConfigurableField(id="cap")
-    provider, watch, model = a_guarded(make, serve, Reply(output_tokens=50))
-    for configurable in (
-        model.configurable_fields(max_tokens=field),
-        guard_model(make(provider).configurable_fields(max_tokens=field), watch.guard),
-    ):
-        caller.invoke(configurable, "hi")
-        caller.invoke(configurable.with_config(configurable={"cap": 10}), "hi")
-        caller.invoke(configurable, "hi", {"configurable": {"cap": 20}})
-    assert [one.output_tokens for one in provider.served] == [50, 10, 20] * 2
-    total(watch, provider, 6)
-
-
-def test_configurable_alternatives(serve: Serve, caller: Caller) -> None:
-    provider, watch = serve(Reply(text="ok")), Watch(usd=1)
-    which = ConfigurableField(id="which")
-    guarded = guard_model(openai(provider), watch.guard).configurable_alternatives(
-        which, claude=guard_model(claude(provider), watch.guard)
-    )
-    of_bare = guard_model(
-        openai(provider).configurable_alternatives(which, claude=claude(provider), made=lambda: claude(provider)),
-        watch.guard,
-    )
-    for model in (guarded, of_bare):
-        caller.invoke(model, "hi")
-        caller.invoke(model, "hi", {"configurable": {"which": "claude"}})
-    assert [one.model for one in provider.served] == ["gpt-4o", "claude-sonnet-5"] * 2
-    total(watch, provider, 4)
-
-
-@pytest.mark.parametrize("attached", [False, True])
-def test_alternatives_made_by_a_function(serve: Serve, caller: Caller, attached: bool) -> None:
-    provider, watch = serve(Reply(text="ok")), Watch(usd=1)
-    alternatives = openai(provider).configurable_alternatives(
-        ConfigurableField(id="which"), made=lambda: claude(provider)
-    )
-    model = guard_model(alternatives, watch.guard)
-    config = {"configurable": {"which": "made"}} | (watch.config if attached else {})
-    caller.invoke(model, "hi", config)
-    total(watch, provider, 1)
-
-
 HOWS = ["copy", "model_copy", "model_copy of max_tokens", "deepcopy", "pickle"]
 _CLIENTS_ARE_MADE_LATE: list[tuple[Any, str]] = [(claude, how) for how in HOWS]
-_CLIENTS_HAVE_LOCKS: list[tuple[Any, str]] = [(openai, how) for how in HOWS[:3]]  # a bare ChatOpenAI neither copies deeply nor pickles
+_CLIENTS_HAVE_LOCKS: list[tuple[Any, str]] = [
+    (openai, how) for how in HOWS[:3]
+]  # a bare ChatOpenAI neither copies deeply nor pickles
 
 
 @pytest.mark.parametrize(("make", "how"), _CLIENTS_ARE_MADE_LATE + _CLIENTS_HAVE_LOCKS)
@@ -333,70 +275,3 @@ def test_guarded_and_bare_share_a_cache(serve: Serve, caller: Caller, cache: InM
     caller.invoke(model, "hi")
     assert provider.received == 1
     assert watch.guard.default_run.steps == 0
-
-
-@both
-def test_with_retry(serve: Serve, caller: Caller, make: Any) -> None:
-    provider, watch = serve([Reply(status=429), Reply(status=429), Reply(text="ok")]), Watch(usd=1)
-    retrying = guard_model(
-        make(provider).with_retry(
-            stop_after_attempt=3, exponential_jitter_params={"initial": 0, "max": 0, "jitter": 0}
-        ),
-        watch.guard,
-    )
-    assert caller.invoke(retrying, "hi").text == "ok"
-    total(watch, provider, 3)
-
-
-@both
-@pytest.mark.parametrize("also", ["alone", "handler"])
-def test_with_fallbacks(serve: Serve, caller: Caller, make: Any, also: str) -> None:
-    """Core's fallbacks catch refusals too: each member is guarded, so none is a way round the cap."""
-    provider, watch = serve([Reply(status=429), Reply(text="ok")]), Watch(steps=2)
-    config = watch.config if also == "handler" else None
-    model = guard_model(make(provider).with_fallbacks([make(provider)]), watch.guard)
-    assert caller.invoke(model, "hi", config).text == "ok"
-    with pytest.raises(BudgetExceeded):
-        caller.invoke(model, "hi", config)
-    total(watch, provider, 2)
-
-
-@both
-def test_the_clients_own_retries_are_steps(serve: Serve, caller: Caller, make: Any) -> None:
-    def script(number: int, body: Any) -> Reply:
-        return Reply(status=429) if number < 2 else Reply(text="ok")
-
-    provider, watch = serve(script), Watch(steps=3)
-    model = guard_model(make(provider, max_retries=2), watch.guard)
-    watch.guard.clock = _Hasty(watch.guard.clock)
-    assert caller.invoke(model, "hi").text == "ok"
-    total(watch, provider, 3)
-
-
-class _Hasty:
-    """A clock whose sleeps are over at once."""
-
-    def __init__(self, clock: Any) -> None:
-        self._clock = clock
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._clock, name)
-
-    def sleep(self, seconds: float) -> None:
-        assert seconds > 0
-
-    async def asleep(self, seconds: float) -> None:
-        assert seconds > 0
-
-
-@both
-def test_in_chains(serve: Serve, caller: Caller, make: Any) -> None:
-    provider, watch, model = a_guarded(make, serve)
-    prompt = ChatPromptTemplate.from_template("say {word}")
-    chain = prompt | model | StrOutputParser()
-    of_bare = guard_model(prompt | make(provider) | StrOutputParser(), watch.guard)
-    routed = RunnableLambda(lambda word: chain)
-    for one in (chain, of_bare, routed):
-        assert caller.invoke(one, {"word": "ok"}) == "ok"
-        assert "".join(caller.stream(one, {"word": "ok"})) == "ok"
-    total(watch, provider, 6)

@@ -7,6 +7,7 @@ attribute; neither package is imported.
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -20,6 +21,8 @@ _RETRIED = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY
 _NEVER_ANSWERED = "APIConnectionError"
 """Of both SDKs; their time-outs derive from it."""
 
+_taking_over = threading.RLock()  # two threads must not each make a client, one of them a retrying one
+
 _FIRST_DELAY, _LONGEST_DELAY, _LONGEST_TOLD = 0.5, 8.0, 60.0
 _OPENAI = {False: ("root_client", "client"), True: ("root_async_client", "async_client")}
 _ANTHROPIC = {False: "_client", True: "_async_client"}
@@ -27,17 +30,22 @@ _ANTHROPIC = {False: "_client", True: "_async_client"}
 
 def take_over_retries(model: BaseChatModel, *, asynchronous: bool) -> int | None:
     """Switch the client's retries off, in place; how many are now ours to make. None where the client is not known."""
+    with _taking_over:
+        return _take_over(model, asynchronous=asynchronous)
+
+
+def _take_over(model: BaseChatModel, *, asynchronous: bool) -> int | None:
     state = model.__dict__
-    if _OPENAI[asynchronous][1] in state:
+    if "root_client" in state:
         for root, leaf in _OPENAI.values():
             # The leaf makes the calls, so it comes first: a thread that comes meanwhile finds it quiet already. It may
             # be the user's own, of a client that is not the model's.
-            own = getattr(state[leaf], "_client", None)
-            if own is not None and getattr(own, "max_retries", 0):
+            own = getattr(state.get(leaf), "_client", None)
+            if own is not None and getattr(own, "max_retries", False):
                 state[leaf] = own.with_options(max_retries=0).chat.completions
             if state.get(root) is not None and state[root].max_retries:
                 state[root] = state[root].with_options(max_retries=0)
-        known = getattr(state[_OPENAI[asynchronous][1]], "_client", None)
+        known = getattr(state.get(_OPENAI[asynchronous][1]), "_client", None)
         return _wanted(model) if hasattr(known, "max_retries") else None
     if hasattr(type(model), "_client_params"):
         name = _ANTHROPIC[asynchronous]

@@ -44,8 +44,8 @@ class GuardedCalls:
         call = _Call(self, model, messages, asked, asynchronous=False)
         while True:
             permit = call.admit()
-            view, kwargs = call.view(permit)
             try:
+                view, kwargs = call.view(permit)
                 result = self.base._generate(view, messages, **kwargs)  # noqa: SLF001 - what is guarded
             except BaseException as error:  # noqa: BLE001 - delay() raises it again
                 call.failed(permit, error)
@@ -58,8 +58,8 @@ class GuardedCalls:
         call = _Call(self, model, messages, asked, asynchronous=True)
         while True:
             permit = await call.aadmit()
-            view, kwargs = call.view(permit)
             try:
+                view, kwargs = call.view(permit)
                 result = await self.base._agenerate(view, messages, **kwargs)  # noqa: SLF001 - what is guarded
             except BaseException as error:  # noqa: BLE001 - delay() raises it again
                 call.failed(permit, error)
@@ -72,9 +72,9 @@ class GuardedCalls:
         call = _Call(self, model, messages, asked, asynchronous=False)
         while True:
             permit = call.admit()
-            view, kwargs = call.view(permit)
             reader = Reader(self.guard, permit)
             try:
+                view, kwargs = call.view(permit)
                 chunks = self.base._stream(view, messages, **kwargs)  # noqa: SLF001 - what is guarded
                 for chunk in chunks:
                     yield reader.read(chunk)
@@ -98,9 +98,9 @@ class GuardedCalls:
         call = _Call(self, model, messages, asked, asynchronous=True)
         while True:
             permit = await call.aadmit()
-            view, kwargs = call.view(permit)
             reader = Reader(self.guard, permit)
             try:
+                view, kwargs = call.view(permit)
                 chunks = self.base._astream(view, messages, **kwargs)  # noqa: SLF001 - what is guarded
                 async for chunk in chunks:
                     yield reader.read(chunk)

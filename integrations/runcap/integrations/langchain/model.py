@@ -52,8 +52,8 @@ def guard_model(model: M, guard: Guard | Budget) -> M:
     made = _walk(model, checked, found)
     if not found:
         raise TypeError(
-            f"guard_model needs a chat model, or a binding or chain of one; got {type(model).__name__}. For text models, "
-            "init_chat_model(configurable_fields=...) and anything else: BudgetCallbackHandler or auto_attach"
+            f"guard_model needs a chat model, or a binding or chain of one; got {type(model).__name__}. For text "
+            "models, init_chat_model(configurable_fields=...) and anything else: BudgetCallbackHandler or auto_attach"
         )
     return cast("M", made)
 
