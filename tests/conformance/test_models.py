@@ -34,7 +34,7 @@ class Verdict(BaseModel):
 
 @both
 def test_it_is_what_it_was(serve: Serve, make: Any) -> None:
-    provider, _, model = a_guarded(make, serve)
+    provider, watch, model = a_guarded(make, serve)
     bare = make(provider)
     assert isinstance(model, type(bare))
     assert isinstance(model, BaseChatModel)

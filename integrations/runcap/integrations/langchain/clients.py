@@ -21,7 +21,7 @@ _RETRIED = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY
 _NEVER_ANSWERED = "APIConnectionError"
 """Of both SDKs; their time-outs derive from it."""
 
-_taking_over = threading.RLock()  # two threads must not each make a client, one of them a retrying one
+_making = threading.RLock()  # two threads must not each make a client, the later one a retrying one
 
 _FIRST_DELAY, _LONGEST_DELAY, _LONGEST_TOLD = 0.5, 8.0, 60.0
 _OPENAI = {False: ("root_client", "client"), True: ("root_async_client", "async_client")}
@@ -30,11 +30,6 @@ _ANTHROPIC = {False: "_client", True: "_async_client"}
 
 def take_over_retries(model: BaseChatModel, *, asynchronous: bool) -> int | None:
     """Switch the client's retries off, in place; how many are now ours to make. None where the client is not known."""
-    with _taking_over:
-        return _take_over(model, asynchronous=asynchronous)
-
-
-def _take_over(model: BaseChatModel, *, asynchronous: bool) -> int | None:
     state = model.__dict__
     if "root_client" in state:
         for root, leaf in _OPENAI.values():
@@ -49,11 +44,12 @@ def _take_over(model: BaseChatModel, *, asynchronous: bool) -> int | None:
         return _wanted(model) if hasattr(known, "max_retries") else None
     if hasattr(type(model), "_client_params"):
         name = _ANTHROPIC[asynchronous]
-        client = getattr(model, name, None)
-        if client is None or not hasattr(client, "max_retries"):
-            return None
-        if client.max_retries:
-            state[name] = client.with_options(max_retries=0)
+        with _making:
+            client = getattr(model, name, None)
+            if client is None or not hasattr(client, "max_retries"):
+                return None
+            if client.max_retries:
+                state[name] = client.with_options(max_retries=0)
         return _wanted(model)
     return None
 
