@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelRequest
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import HumanMessage
+from langchain_core.tools import StructuredTool
 from pydantic import BaseModel
 
 from runcap.guardrails import BudgetExceeded
 from runcap.guardrails.testing import Reply, ScriptedProvider
+from runcap.integrations.langchain import auto_attach, guard_model
 
 from ..langchain.conftest import LOOK_UP, USER, looping
 from .conftest import Caller, Serve, Watch, books, both, called, middleware, openai
@@ -66,6 +70,7 @@ def test_stream_modes(serve: Serve, caller: Caller, make: Any, mode: Any) -> Non
 
 
 @both
+@pytest.mark.filterwarnings("ignore:The v3 streaming protocol on Pregel is experimental")
 def test_streams_of_events_v3(serve: Serve, caller: Caller, make: Any) -> None:
     for cap in (2, 1):
         provider, watch = serve(ONE_TOOL), Watch(steps=cap)
@@ -145,6 +150,36 @@ def test_agents_in_raw_threads(serve: Serve) -> None:
     assert len(refused) == 6
     assert provider.received == 12
     watch.idle()
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="BUG: a call with callbacks of its own has no parent: the middleware misses it, and auto_attach and "
+    "guard_model put it into the default run instead of the agent's",
+)
+@pytest.mark.parametrize("attach", ["middleware", "auto_attach", "guard_model"])
+@pytest.mark.parametrize("own", [[], [BaseCallbackHandler()]], ids=["no callbacks", "another handler"])
+def test_a_tool_that_asks_a_model_with_callbacks_of_its_own(
+    serve: Serve, caller: Caller, own: Any, attach: str
+) -> None:
+    provider, watch = serve(ONE_TOOL), Watch(usd=1)
+    model = openai(provider)
+    if attach == "guard_model":
+        model = guard_model(model, watch.guard)
+
+    def look_up(query: str) -> str:
+        """Ask."""
+        return str(model.invoke(query, {"callbacks": own}).text)
+
+    async def alook_up(query: str) -> str:
+        """Ask."""
+        return str((await model.ainvoke(query, {"callbacks": own})).text)
+
+    stack: list[Any] = [] if attach == "auto_attach" else [middleware(watch)]
+    agent = create_agent(openai(provider), [StructuredTool.from_function(look_up, alook_up)], middleware=stack)
+    with auto_attach(watch.guard) if attach == "auto_attach" else nullcontext():
+        caller.invoke(agent, USER)
+    books(watch, provider, steps=3)
 
 
 class Both(AgentMiddleware[Any, Any, Any]):
@@ -232,14 +267,14 @@ class Hooks(Both):
 
 
 class Overrules(Both):
-    """Answers a tool call by a model instead of running it, and asks once more around the tool."""
+    """Asks a model about a tool call."""
 
     def wrap_tool_call(self, request: Any, handler: Any) -> Any:
-        self.also.invoke([HumanMessage("Is it safe?")], {"callbacks": []})
+        self.also.invoke([HumanMessage("Is it safe?")])
         return handler(request)
 
     async def awrap_tool_call(self, request: Any, handler: Any) -> Any:
-        await self.also.ainvoke([HumanMessage("Is it safe?")], {"callbacks": []})
+        await self.also.ainvoke([HumanMessage("Is it safe?")])
         return await handler(request)
 
 
@@ -268,7 +303,7 @@ def _stack(kind: type[Both], place: str, watch: Watch, provider: ScriptedProvide
 @pytest.mark.parametrize("place", ["first", "last"])
 @pytest.mark.parametrize(("kind", "requests"), OF_ONES_OWN, ids=[kind.__name__ for kind, _ in OF_ONES_OWN])
 def test_middlewares_of_ones_own(serve: Serve, caller: Caller, kind: type[Both], requests: int, place: str) -> None:
-    for cap in range(1, requests + 1):
+    for cap in sorted({1, requests // 2, requests - 1, requests}):
         provider, watch = serve(Reply()), Watch(steps=cap)
         agent = _stack(kind, place, watch, provider)
         if cap < requests:

@@ -34,7 +34,7 @@ class Verdict(BaseModel):
 
 @both
 def test_it_is_what_it_was(serve: Serve, make: Any) -> None:
-    provider, watch, model = a_guarded(make, serve)
+    provider, _, model = a_guarded(make, serve)
     bare = make(provider)
     assert isinstance(model, type(bare))
     assert isinstance(model, BaseChatModel)
@@ -50,7 +50,15 @@ def test_it_is_what_it_was(serve: Serve, make: Any) -> None:
         "client",
         "async_client",
     }
+
+
+@both
+def test_guarded_twice_is_guarded_once(serve: Serve, make: Any, caller: Caller) -> None:
+    provider, watch, model = a_guarded(make, serve)
+    again = guard_model(guard_model(model, watch.guard).bind(), watch.guard)
     assert guard_model(model, watch.guard) is model
+    caller.invoke(again, "hi")
+    total(watch, provider, 1)
 
 
 @both
