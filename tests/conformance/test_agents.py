@@ -152,11 +152,6 @@ def test_agents_in_raw_threads(serve: Serve) -> None:
     watch.idle()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG: a call with callbacks of its own has no parent: the middleware misses it, and auto_attach and "
-    "guard_model put it into the default run instead of the agent's",
-)
 @pytest.mark.parametrize("attach", ["middleware", "auto_attach", "guard_model"])
 @pytest.mark.parametrize("own", [[], [BaseCallbackHandler()]], ids=["no callbacks", "another handler"])
 def test_a_tool_that_asks_a_model_with_callbacks_of_its_own(

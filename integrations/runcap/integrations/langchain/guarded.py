@@ -21,7 +21,7 @@ from .attachment import Attachment
 from .clients import delay_before, is_worth_retrying, take_over_retries
 from .cut import Reader, finish
 from .errors import bubbling
-from .hook import last_origin
+from .hook import last_origin, parent_of
 from .messages import Walk, Walks
 from .outputcap import cap_attribute, capped, uncapped
 from .settling import Note, fail
@@ -234,10 +234,10 @@ class _Call:
 def _origin(model: BaseChatModel, run_manager: Any) -> tuple[Any, Mapping[str, Any]]:
     """Who called: as the run manager has it, else as callbacks were told, else as the running node's context has it."""
     if run_manager is not None:
-        return run_manager.parent_run_id, run_manager.metadata or {}
+        return parent_of(run_manager.parent_run_id), run_manager.metadata or {}
     told = last_origin()
     if told is not None and told.serialized is model.__dict__.get("_serialized"):
-        return told.parent_run_id, told.metadata
+        return parent_of(told.parent_run_id), told.metadata
     config = var_child_runnable_config.get() or {}
     return getattr(config.get("callbacks"), "parent_run_id", None), config.get("metadata") or {}
 

@@ -41,6 +41,14 @@ def last_origin() -> Origin | None:
     return _origin.get()
 
 
+def parent_of(told: UUID | None) -> UUID | None:
+    """Who called. A call given callbacks of its own has no parent for LangChain: it is the node or tool around it."""
+    if told is not None:
+        return told
+    callbacks = (var_child_runnable_config.get() or {}).get("callbacks")
+    return getattr(callbacks, "parent_run_id", None)
+
+
 class BudgetHook(BaseCallbackHandler):
     """Passes on to the handlers of the guards that own a call. `attached` own everything it hears of."""
 
@@ -79,6 +87,7 @@ class BudgetHook(BaseCallbackHandler):
             _own(run_id, _middleware_of_caller())
         if parent_run_id is not None and "langgraph_node" in (kwargs.get("metadata") or ()):
             _graphs[run_id] = _Graph(parent_run_id, kwargs.get("metadata") or {}, str(kwargs.get("name") or "node"))
+        parent_run_id = parent_of(parent_run_id)
         for one in self._begin(run_id, parent_run_id):
             one.on_chain_start(serialized, inputs, run_id=run_id, parent_run_id=parent_run_id, **kwargs)
 
@@ -96,6 +105,7 @@ class BudgetHook(BaseCallbackHandler):
         self, serialized: Any, input_str: str, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> None:
         """Pass it on."""
+        parent_run_id = parent_of(parent_run_id)
         for one in self._begin(run_id, parent_run_id):
             one.on_tool_start(serialized, input_str, run_id=run_id, parent_run_id=parent_run_id, **kwargs)
 
@@ -115,6 +125,7 @@ class BudgetHook(BaseCallbackHandler):
         """Pass it on; of a guarded model's call, remember where it came from."""
         if isinstance(serialized, Marked):
             _origin.set(Origin(serialized, parent_run_id, kwargs.get("metadata") or {}))
+        parent_run_id = parent_of(parent_run_id)
         for one in self._begin(run_id, parent_run_id):
             one.on_chat_model_start(serialized, messages, run_id=run_id, parent_run_id=parent_run_id, **kwargs)
 
@@ -122,6 +133,7 @@ class BudgetHook(BaseCallbackHandler):
         self, serialized: Any, prompts: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> None:
         """Pass it on."""
+        parent_run_id = parent_of(parent_run_id)
         for one in self._begin(run_id, parent_run_id):
             one.on_llm_start(serialized, prompts, run_id=run_id, parent_run_id=parent_run_id, **kwargs)
 
