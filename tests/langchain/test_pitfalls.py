@@ -9,6 +9,7 @@ import asyncio
 import copy
 import gc
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -433,7 +434,15 @@ print(json.dumps([failed[:3], late, run.steps, str(run.spent_usd), str(run.unkno
 
 
 def _python(code: str, *args: str) -> Any:
-    ran = subprocess.run([sys.executable, "-c", code, *args], check=False, capture_output=True, text=True, timeout=60)
+    # openai builds its answers' classes on first use, where 100 cold threads race, guard or no guard: build them early.
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "DEFER_PYDANTIC_BUILD": "false"},
+    )
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
 
@@ -678,6 +687,7 @@ def test_pitfall_17_only_new_messages_are_measured(serve: Serve, monkeypatch: py
 
 _IMPORTED = """
 import json
+import os
 from langchain_core.callbacks import CallbackManager, BaseCallbackHandler
 import runcap.integrations.langchain as integration
 from runcap.guardrails import Budget, Guard
