@@ -257,7 +257,7 @@ def test_pitfall_08_a_stream_collected_inside_a_lock_is_booked_and_hangs_nothing
             if inside == "ledger":
                 watch.guard.ledger._locked(gc.collect)  # type: ignore[attr-defined]
             else:
-                with watch.guard.room._lock if inside == "queue" else run._counting:
+                with watch.guard.room._lock if inside == "queue" else run._tally._counting:
                     gc.collect()
         finally:
             gc.enable()

@@ -13,6 +13,7 @@ from runcap.guardrails.events import (
     CallEnded,
     CallRefused,
     Event,
+    LoopWarned,
     RunEnded,
     RunStopped,
     ToolStarted,
@@ -53,6 +54,10 @@ class LogSink:
                 log.warning("refused", kind=event.kind, unit=d.unit, cap=d.show(d.cap), spent=d.show(d.spent))
             case BudgetWarned():
                 log.warning("budget", unit=event.unit, share=event.share)
+            case LoopWarned():
+                loop = event.loop
+                tools = ",".join(loop.tools)
+                log.warning("loop", kind=loop.kind, times=loop.times, tools=tools, halted=event.halted)
             case RunStopped():
                 log.warning("stopped", reason=event.reason)
             case RunEnded():

@@ -5,6 +5,7 @@ from .errors import (
     BudgetBusy,
     BudgetExceeded,
     LedgerUnavailable,
+    LoopHalted,
     RefusalDetails,
     Refused,
     RuncapError,
@@ -20,6 +21,7 @@ from .events import (
     CallRefused,
     CallStarted,
     Event,
+    LoopWarned,
     RunEnded,
     RunStarted,
     RunStopped,
@@ -30,6 +32,7 @@ from .events import (
 )
 from .guard import Guard
 from .ledger import Balance, Ledger, MemoryLedger
+from .loops import Loop, LoopPolicy
 from .pricing import NoPrice, PriceBook, PriceContext, PriceLike, TokenPrice
 from .run import Run
 from .usage import Usage
@@ -50,6 +53,10 @@ __all__ = [
     "Guard",
     "Ledger",
     "LedgerUnavailable",
+    "Loop",
+    "LoopHalted",
+    "LoopPolicy",
+    "LoopWarned",
     "MemoryLedger",
     "NoPrice",
     "PriceBook",

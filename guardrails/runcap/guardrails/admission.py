@@ -6,7 +6,7 @@ that threads and tasks share one logic.
 
 from __future__ import annotations
 
-from .amounts import HELD_UNITS, UNITS, Amounts
+from .amounts import HELD_UNITS, UNITS, ZERO, Amounts
 from .ledger import Account, Balance, Grant, Ledger, LedgerError, Offer, Refusal
 from .refusals import CAP_PREFIX, is_final, refused, unavailable
 from .steps import Ask, Patience, Seat, Steps, Stop, Wait, adrive, drive
@@ -17,10 +17,11 @@ class Reservation:
 
     `as_is` is the call as it was asked for, `degraded` what else could be made of it. `patience` says how long it may
     wait for money that calls in flight hold; None is not at all. `waiting_since` is the clock's reading when it began
-    to wait, None if it never did.
+    to wait, None if it never did. `stops` is False where whoever asks has other ways left: a refusal for want of money
+    then stops nothing.
     """
 
-    __slots__ = ("accounts", "as_is", "call_id", "degraded", "model", "patience", "waiting_since")
+    __slots__ = ("accounts", "as_is", "call_id", "degraded", "model", "patience", "stops", "waiting_since")
 
     def __init__(self, call_id: str, as_is: Offer, accounts: tuple[Account, ...], model: str | None = None) -> None:
         self.call_id = call_id
@@ -30,11 +31,13 @@ class Reservation:
         self.model = model
         self.patience: Patience | None = None
         self.waiting_since: float | None = None
+        self.stops = True
 
     @property
     def least(self) -> Amounts:
-        """The smallest hold the call can be made with."""
-        return self.degraded[-1].least if self.degraded else self.as_is.least
+        """The smallest room the call can be made in."""
+        offer = self.degraded[-1] if self.degraded else self.as_is
+        return offer.least.plus(offer.spare) if offer.spare is not ZERO else offer.least
 
     def renew(self) -> None:
         """Look at the call once more: while it waited, others may have shown how large it is.
@@ -89,7 +92,7 @@ def decide(reservation: Reservation, answer: Refusal | None) -> Steps[Grant]:
         last = yield from _taking_turns(reservation, answer)
         if isinstance(last, Grant):
             return last
-        if is_final(last):
+        if is_final(last) and (reservation.stops or UNITS.index(str(last.unit)) >= HELD_UNITS):
             yield Stop(last.account.id, CAP_PREFIX + str(last.unit))
     except LedgerError as error:
         raise unavailable(reservation.accounts[0], error, reservation.model) from error

@@ -6,9 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Literal, get_args
 
 from .amounts import Caps
 from .money import MAX_NANO, Money, to_nano, to_usd
+
+OnBreach = Literal["raise", "finish", "ask"]
+"""How an agent ends at its cap."""
 
 _MAX_COUNT = 2**53
 
@@ -27,6 +31,11 @@ class Budget:
         max_wait: seconds a call may wait for money that calls in flight hold; None for as long as they may settle, 0
             for not at all. Waiting takes a middleware or a guarded model.
         min_output_tokens: the smallest output cap a call is cut to when the rest of the budget affords no more.
+        on_breach: how an agent with a `BudgetMiddleware` ends at its cap. `"raise"` raises `BudgetExceeded`. `"finish"`
+            keeps room for one last answer, without tools, in which the agent says what is done and what is left.
+            `"ask"` interrupts the graph with the numbers, and goes on with what the answer adds to the caps.
+        finish_max_input: tokens of prompt that a last answer is kept room for, at most.
+        tell_agent: the agent is told in its next prompt when a share of `warn_at` is reached.
         strict: refuse calls whose cost the request does not bound (see "What a cap guarantees" in the README).
 
     Raises:
@@ -42,6 +51,9 @@ class Budget:
     warn_at: tuple[float, ...]
     max_wait: float | None
     min_output_tokens: int
+    on_breach: OnBreach
+    finish_max_input: int
+    tell_agent: bool
     strict: bool
 
     def __init__(
@@ -55,6 +67,9 @@ class Budget:
         warn_at: Sequence[float] = (0.8,),
         max_wait: float | None = None,
         min_output_tokens: int = 256,
+        on_breach: OnBreach = "raise",
+        finish_max_input: int = 16_000,
+        tell_agent: bool = False,
         strict: bool = False,
     ) -> None:
         if usd is None and steps is None and tool_calls is None and tokens is None and seconds is None:
@@ -70,9 +85,12 @@ class Budget:
         _set(self, "max_wait", _seconds(max_wait, "max_wait", zero=True))
         _set(self, "min_output_tokens", _count(min_output_tokens, "min_output_tokens"))
         _set(self, "warn_at", _shares(warn_at))
-        if type(strict) is not bool:
-            raise TypeError(f"Budget.strict must be True or False, got {strict!r}")
-        _set(self, "strict", strict)
+        if on_breach not in get_args(OnBreach):
+            raise ValueError(f'Budget.on_breach must be "raise", "finish" or "ask", got {on_breach!r}')
+        _set(self, "on_breach", on_breach)
+        _set(self, "finish_max_input", _count(finish_max_input, "finish_max_input"))
+        _set(self, "tell_agent", _flag(tell_agent, "tell_agent"))
+        _set(self, "strict", _flag(strict, "strict"))
 
     @property
     def caps(self) -> Caps:
@@ -99,6 +117,12 @@ def _count(value: object, name: str) -> int | None:
         raise TypeError(f"Budget.{name} must be a whole number, got {value!r} ({type(value).__name__})")
     if not 1 <= value <= _MAX_COUNT:
         raise ValueError(f"Budget.{name} must be at least 1 and at most 2**53, got {value}")
+    return value
+
+
+def _flag(value: object, name: str) -> bool:
+    if type(value) is not bool:
+        raise TypeError(f"Budget.{name} must be True or False, got {value!r}")
     return value
 
 

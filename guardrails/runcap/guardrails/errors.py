@@ -7,6 +7,7 @@
         UnpricedModel         a cap in dollars, and no price for the model
         UnboundedCall         a strict budget, and a request that bounds its own cost no further
         LedgerUnavailable     the cap could not be checked
+        LoopHalted            the agent repeats itself, and its `LoopPolicy` halts that
 
 Bad arguments are plain `ValueError` and `TypeError`.
 """
@@ -137,3 +138,7 @@ class UnboundedCall(Refused):
 
 class LedgerUnavailable(Refused):
     """The ledger could not answer, so the cap could not be checked; the call is refused."""
+
+
+class LoopHalted(Refused):
+    """The run was stopped because an agent of it repeats itself (`LoopPolicy(halt=...)`)."""

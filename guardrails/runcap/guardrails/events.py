@@ -9,7 +9,9 @@ from typing import Literal, NamedTuple
 
 from .budget import Budget
 from .errors import RefusalDetails
+from .history import Cut as HistoryCut
 from .ledger import Balance
+from .loops import Loop
 from .money import to_usd
 from .usage import Usage
 
@@ -80,11 +82,22 @@ class BudgetWarned(NamedTuple):
     balance: Balance
 
 
+class LoopWarned(NamedTuple):
+    """An agent, shown as `parent_id`, repeats itself; `halted`: so often that its run is stopped."""
+
+    time_ns: int
+    run: RunInfo
+    parent_id: str | None
+    loop: Loop
+    halted: bool
+
+
 class CallStarted(NamedTuple):
     """A model call was admitted. `held_nano` is its reservation in nano-dollars.
 
     `output_cap` is the one in force; `clamped`, that it is less than was asked for; `waited_s`, how long it waited for
-    calls in flight.
+    calls in flight; `tier`, the model's tier; `history_cut`, what was cut from its history just before; `last`, that
+    it is the run's last answer.
     """
 
     time_ns: int
@@ -100,6 +113,9 @@ class CallStarted(NamedTuple):
     step: int
     clamped: bool = False
     waited_s: float = 0.0
+    tier: str | None = None
+    history_cut: HistoryCut | None = None
+    last: bool = False
 
 
 class CallEnded(NamedTuple):
@@ -130,6 +146,9 @@ class CallEnded(NamedTuple):
     clamped: bool = False
     cut: Cut | None = None
     waited_s: float = 0.0
+    tier: str | None = None
+    history_cut: HistoryCut | None = None
+    last: bool = False
 
     @property
     def cost_usd(self) -> Decimal | None:
@@ -145,6 +164,42 @@ class CallReconciled(NamedTuple):
     call_id: str
     usage: Usage
     cost_nano: int | None
+
+
+class TierSwitched(NamedTuple):
+    """A run went down its ladder of models, at this share of its dollars; `forced` where a call fitted only there."""
+
+    time_ns: int
+    run: RunInfo
+    parent_id: str | None
+    before: str | None
+    tier: str
+    share: float
+    forced: bool = False
+
+
+class PrefixBroken(NamedTuple):
+    """A prompt began unlike the one before it, so that the provider had to read again what it had cached.
+
+    `what` is where they part: `"system"`, `"tools"` or `"message 3 (tool)"`; `tokens`, how many came after that, of
+    those that had been sent before; `cost_nano`, what reading them again cost, None without a price.
+    """
+
+    time_ns: int
+    run: RunInfo
+    parent_id: str | None
+    what: str
+    tokens: int
+    cost_nano: int | None
+
+
+class RunPaused(NamedTuple):
+    """The run is at its cap and asks for more: the graph is interrupted."""
+
+    time_ns: int
+    run: RunInfo
+    parent_id: str | None
+    details: RefusalDetails
 
 
 class CallRefused(NamedTuple):
@@ -206,10 +261,14 @@ Event = (
     | RunStopped
     | RunToppedUp
     | BudgetWarned
+    | LoopWarned
     | CallStarted
     | CallEnded
     | CallReconciled
     | CallRefused
+    | TierSwitched
+    | PrefixBroken
+    | RunPaused
     | ToolStarted
     | ToolEnded
     | AgentStarted

@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 from weakref import WeakMethod
 
 from .admission import Reservation, areserve, reserve
 from .amounts import Amounts
 from .budget import Budget
+from .checks import check_parts
 from .clock import Clock, NewId, SystemClock, new_id
 from .dispatch import Dispatcher
 from .errors import BudgetExceeded, RefusalDetails, Refused
 from .estimate import Measured, TypicalOutput
-from .events import CallRefused, CallStarted, Event, RunEnded, RunStarted, RunStopped, Sink
+from .events import BudgetWarned, CallRefused, CallStarted, Event, RunEnded, RunStarted, RunStopped, Sink
+from .history import History
 from .inflight import InFlight
 from .ledger import Grant, Ledger, MemoryLedger, Offer, Settlement
+from .looping import Looping
+from .loops import Loop, LoopPolicy
+from .paused import PausedRuns
 from .permit import Permit
 from .plan import Plan, Renew, check_clock, may_block
 from .pricing import PriceBook
@@ -26,6 +32,8 @@ from .reasons import hints, turn_away_late
 from .refusals import cut_short
 from .request import Request
 from .run import Run, ambient
+from .saved import SavedRun, restore
+from .tiers import SwitchAt, Tier, checked_tiers
 from .waiting import WaitingRoom
 
 _log = logging.getLogger("runcap")
@@ -36,8 +44,14 @@ class Guard:
 
     Args:
         budget: the caps of each run; every root run gets the whole of it.
+        tiers: a ladder of models, dearest first; a run goes down as its dollars go, and up again only when it is topped
+            up. Takes a `BudgetMiddleware`.
+        switch_at: `"turn"` goes down only where a user's turn begins, unless a call fits only further down.
+        history: how much of a conversation is sent. Takes a `BudgetMiddleware`.
+        loops: when to warn of agents that repeat themselves, and when to halt them; None does not look.
         prices: where prices come from; the bundled data by default.
         ledger: where holds and spend are kept; this process's memory by default.
+        on_warning: called with a `BudgetWarned` when a share of `Budget.warn_at` is reached.
         sinks: who is told what happened. None lets the adapter add its default (spans on the global tracer
             provider); `()` is none.
         unscoped: `"share"` puts calls outside every run and agent into one default run that lasts as long as the
@@ -46,7 +60,7 @@ class Guard:
         new_id: where run ids come from.
 
     Raises:
-        TypeError: `budget` is no Budget.
+        TypeError: `budget` is no Budget, or another part not what it must be.
         ValueError: `unscoped` is neither `"share"` nor `"refuse"`.
     """
 
@@ -54,8 +68,13 @@ class Guard:
         self,
         budget: Budget,
         *,
+        tiers: Sequence[Tier] = (),
+        switch_at: SwitchAt = "any",
+        history: History | None = None,
+        loops: LoopPolicy | None = None,
         prices: PriceBook | None = None,
         ledger: Ledger | None = None,
+        on_warning: Callable[[BudgetWarned], None] | None = None,
         sinks: Sequence[Sink] | None = None,
         unscoped: Literal["share", "refuse"] = "share",
         clock: Clock | None = None,
@@ -65,8 +84,15 @@ class Guard:
             raise TypeError(f'Guard needs a Budget, e.g. Guard(Budget(usd="0.50")); got {type(budget).__name__}')
         if unscoped not in ("share", "refuse"):
             raise ValueError(f'Guard.unscoped must be "share" or "refuse", got {unscoped!r}')
-        _check_parts(prices, sinks)
+        check_parts(prices=prices, sinks=sinks, loops=loops, history=history, on_warning=on_warning)
         self.budget = budget
+        self.tiers = checked_tiers(tiers, switch_at, dollars=budget.usd is not None)
+        self.switch_at = switch_at
+        if history is not None and history.summarize is True and not self.tiers:
+            raise ValueError("History(summarize=True) takes the last of Guard.tiers, and there are none: name a model")
+        self.history = history
+        self.loops = loops
+        self._looping = Looping(loops, self)
         self.prices = prices if prices is not None else PriceBook()
         self.ledger: Ledger = ledger if ledger is not None else MemoryLedger()
         self.clock: Clock = clock if clock is not None else SystemClock()
@@ -74,9 +100,11 @@ class Guard:
         self.typical_output = TypicalOutput()
         self.room = WaitingRoom()
         self.calls = InFlight(self.room.nudge)
+        self.paused = PausedRuns()
         self.notes: dict[object, Any] = {}
         """What adapters remember while the guard lasts."""
         self._dispatcher = Dispatcher(sinks)
+        self._warnings = Dispatcher(() if on_warning is None else (partial(_only_warnings, on_warning),))
         self.new_id = new_id
         self._unscoped = unscoped
         self._named: dict[str, Run] = {}
@@ -118,9 +146,19 @@ class Guard:
             run = run.enclosing()
         return run
 
-    def open_run(self, *, tags: dict[str, str] | None = None, conversation_id: str | None = None) -> Run:
-        """For adapters: a run with the whole budget, begun now; end it with `run.end()`."""
-        run = Run(self, run_id=self.new_id(), budget=self.budget, tags=tags, conversation_id=conversation_id)
+    def open_run(
+        self,
+        *,
+        tags: Mapping[str, str] | None = None,
+        conversation_id: str | None = None,
+        saved: SavedRun | None = None,
+    ) -> Run:
+        """For adapters: a run with the whole budget, or a saved one gone on with; end it with `run.end()`."""
+        run_id = self.new_id() if saved is None else saved.run_id
+        run = Run(self, run_id=run_id, budget=self.budget, tags=tags, conversation_id=conversation_id)
+        if saved is not None:
+            restore(saved, self.ledger)
+            run.course.top_ups.update(saved.top_ups)
         self.opened(run)
         return run
 
@@ -246,6 +284,29 @@ class Guard:
             raise self._refused(call_id, parent_id, run, refused) from refused.__cause__
         self._warn(run, grant)
 
+    def saw_tool_call(self, run: Run, name: str, arguments: int, parent_id: str | None = None) -> Loop | None:
+        """An agent is about to call a tool; `arguments` is a digest. The loop, if it is one that was warned of now.
+
+        Raises:
+            LoopHalted: the policy halts this loop; the run is stopped and the call may not be made.
+        """
+        try:
+            return self._looping.called(run, name, arguments, parent_id)
+        except Refused as refused:
+            raise self._refused(self.new_id(), parent_id, run, refused) from None
+
+    def saw_tool_error(self, run: Run, name: str, error: int, parent_id: str | None = None) -> Loop | None:
+        """A tool call failed; `error` is a digest. Where the policy halts the loop, the next call is refused."""
+        return self._looping.failed(run, name, error, parent_id)
+
+    def saw_tool_success(self, run: Run, name: str, parent_id: str | None = None) -> None:
+        """A tool call went well."""
+        self._looping.succeeded(run, name, parent_id)
+
+    def loop_note(self, run: Run, parent_id: str | None) -> Loop | None:
+        """The last loop this agent was warned of and has not been told, with `LoopPolicy(nudge=True)`; once."""
+        return self._looping.untold(run, parent_id)
+
     def cut_short(self, permit: Permit) -> BudgetExceeded:
         """The error for an answer that was cut, where a part of it is of no use."""
         return cut_short(permit.run.balance, permit.run.accounts[0], permit.output_cap, permit.request.model)
@@ -272,6 +333,7 @@ class Guard:
     def emit(self, event: Event) -> None:
         """Tell the sinks."""
         self._dispatcher.emit(event)
+        self._warnings.emit(event)
 
     def say_once(self, message: str) -> None:
         """Log a warning, the first time only."""
@@ -286,6 +348,8 @@ class Guard:
 
     def _permit(self, plan: Plan, grant: Grant) -> Permit:
         permit = Permit(self, plan, grant)
+        if plan.request.purpose.root:
+            plan.run.course.spare = plan.spare
         self.calls.begin(permit)
         try:
             self._tell_start(permit)
@@ -312,6 +376,9 @@ class Guard:
                 step=permit.step,
                 clamped=permit.clamped,
                 waited_s=permit.waited_s,
+                tier=request.purpose.tier,
+                history_cut=request.purpose.cut,
+                last=request.purpose.last,
             )
         )
 
@@ -335,10 +402,6 @@ class Guard:
         return refused
 
 
-def _check_parts(prices: object, sinks: object) -> None:
-    if prices is not None and not isinstance(prices, PriceBook):
-        raise TypeError(f"Guard.prices must be a PriceBook, got {type(prices).__name__}; PriceBook({{...}}) makes one")
-    if sinks is None:
-        return
-    if not isinstance(sinks, Sequence) or not all(callable(sink) for sink in sinks):
-        raise TypeError(f"Guard.sinks must be a sequence of callables, e.g. (LogSink(),); got {sinks!r}")
+def _only_warnings(tell: Callable[[BudgetWarned], None], event: Event) -> None:
+    if isinstance(event, BudgetWarned):
+        tell(event)

@@ -8,6 +8,7 @@ does the last exchange.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -73,11 +74,15 @@ class HistoryTooLong(Refused):
 
 
 class Part(NamedTuple):
-    """One message: its size and its place in the conversation. `shortens` says that its text may be shortened."""
+    """One message: its size and its place in the conversation. `shortens` says that its text may be shortened.
+
+    `thinking` tokens of it are bound to all that came before, and go with any cut.
+    """
 
     tokens: int
     role: Role
     shortens: bool = False
+    thinking: int = 0
 
 
 class CacheRates(NamedTuple):
@@ -112,16 +117,19 @@ class Rolling:
     """Tokens sent before the messages, such as a system prompt of its own."""
     start: int = 0
     stripped: int = 0
-    """Before this message, thinking that is bound to all that came before it is left out."""
+    """Before this message, thinking that is bound to all that came before it is left out. Set by cuts."""
     limits: dict[int, int] = field(default_factory=dict)
     """Tokens that tool results are shortened to, by index."""
     turns: int = 0
     _sums: list[int] = field(default_factory=lambda: [0])
+    _thinking: list[int] = field(default_factory=lambda: [0])
     _roles: list[Role] = field(default_factory=list)
     _shortens: list[int] = field(default_factory=list)
     _systems: list[int] = field(default_factory=list)
     _first_user: int | None = None
     _last_user: int | None = None
+    _held: frozenset[int] = frozenset()
+    """The user's messages that the last cut spared: they stay until the next, also once a later one has come."""
     _decided: int = -1
 
     def __len__(self) -> int:
@@ -131,8 +139,9 @@ class Rolling:
         """Take in new messages; calls that were made in between, by whomever, are decided on as they were then."""
         for part in parts:
             if part.role == "assistant":
-                if self._decided != len(self) and self._roles and self._last_user is not None:
-                    self.decide(rates)
+                if self._decided != len(self) and self._roles:
+                    with suppress(HistoryTooLong):  # it was made all the same
+                        self.decide(rates)
                 self.turns += 1
             self._add(part)
 
@@ -144,7 +153,7 @@ class Rolling:
         if self.size_of_rest <= self.policy.max_tokens and not self._pays(self.policy.low, rates):
             return None  # not at its best: without going through the messages to see what a cut would leave
         start = self._cut_to(self.policy.low)
-        left = self._size_from(start)
+        left = self._left(start)
         if left <= self.policy.max_tokens and not self._pays(left, rates):
             return None
         return self._cut(start)
@@ -152,27 +161,31 @@ class Rolling:
     def cut(self) -> Cut | None:
         """Cut to the low-water mark, whatever that does to the cache; None where there is nothing to cut."""
         start = self._cut_to(self.policy.low)
-        return None if start == self.start else self._cut(start)
+        return self._cut(start) if self._left(start) < self.size else None
+
+    def can_be_cut(self) -> bool:
+        """There is something that `cut` would take out."""
+        return self._left(self._cut_to(self.policy.low)) < self.size
 
     def pinned(self) -> list[int]:
         """The messages that are sent though they stand before `start`."""
-        users = {index for index in (self._first_user, self._last_user) if index is not None}
-        return sorted(index for index in (*self._systems, *users - {*self._systems}) if index < self.start)
+        return sorted(index for index in {*self._systems, *self._held} if index < self.start)
 
     @property
     def size(self) -> int:
         """Tokens sent."""
-        return self._size_from(self.start)
+        return self._size(self.start, self._held, self.stripped)
 
     @property
     def size_of_rest(self) -> int:
         """Tokens sent if all were cut that may be."""
-        return self._size_from(max(self._last_exchange(), self.start))
+        return self._left(max(self._last_exchange(), self.start))
 
     def _add(self, part: Part) -> None:
         index = len(self)
         self._roles.append(part.role)
         self._sums.append(self._sums[-1] + part.tokens)
+        self._thinking.append(self._thinking[-1] + part.thinking)
         if part.role == "system":
             self._systems.append(index)
         if part.role == "user":
@@ -184,26 +197,29 @@ class Rolling:
     def _tokens(self, start: int, end: int | None = None) -> int:
         return self._sums[len(self) if end is None else end] - self._sums[start]
 
-    def _size_from(self, start: int) -> int:
-        size = self.fixed + self._tokens(start) + sum(self._tokens(i, i + 1) for i in self._systems if i < start)
-        for index in {self._first_user, self._last_user} - {None}:
-            if index is not None and index < start:
-                size += self._tokens(index, index + 1)
-        for index, limit in self.limits.items():
-            if index >= start:
-                size -= self._tokens(index, index + 1) - limit
-        return size
+    def _users(self) -> frozenset[int]:
+        return frozenset(index for index in (self._first_user, self._last_user) if index is not None)
+
+    def _left(self, start: int) -> int:
+        """Tokens sent after a cut that lets it begin there, before any shortening."""
+        return self._size(start, self._users(), len(self))
+
+    def _size(self, start: int, users: frozenset[int], stripped: int) -> int:
+        pinned = sum(self._tokens(index, index + 1) for index in {*self._systems, *users} if index < start)
+        thinking = self._thinking[max(stripped, start)] - self._thinking[start]
+        limited = sum(self._tokens(i, i + 1) - limit for i, limit in self.limits.items() if i >= start)
+        return self.fixed + pinned + self._tokens(start) - thinking - limited
 
     def _cut_to(self, low: int) -> int:
         """Where to start so that as much as possible goes, and at least `low` is left; below that only if it must."""
-        start, last = self.start, self._last_exchange()
-        for bound in range(self.start + 1, last + 1):
+        start, left = self.start, self._left(self.start)
+        for bound in range(self.start + 1, self._last_exchange() + 1):
             if self._roles[bound] == "tool":
                 continue
-            left = self._size_from(bound)
-            if left < low and self._size_from(start) <= self.policy.max_tokens:
+            further = self._left(bound)
+            if further < low and left <= self.policy.max_tokens:
                 break
-            start = bound
+            start, left = bound, further
         return start
 
     def _last_exchange(self) -> int:
@@ -218,7 +234,7 @@ class Rolling:
         read = rates.read * rates.hits + rates.write * (1 - rates.hits)
         pinned = self.fixed + sum(self._tokens(index, index + 1) for index in self._prefix())
         saved = max(self.turns, 1) * read * (self.size - left)
-        return saved > (rates.write - read) * max(left - pinned, 0)
+        return saved >= (rates.write - read) * max(left - pinned, 0)
 
     def _prefix(self) -> list[int]:
         """The pinned messages that stand before all others: they stay cached when the rest is cut."""
@@ -226,35 +242,42 @@ class Rolling:
         return sorted({*self._systems, *users})
 
     def _cut(self, start: int) -> Cut:
+        """Cut there.
+
+        Raises:
+            HistoryTooLong: what is left does not fit. Nothing is changed then.
+        """
         before, gone = self.size, self._dropped(start)
-        self.start, self.stripped = start, len(self)
-        self.limits = {index: limit for index, limit in self.limits.items() if index >= start}
-        shortened = self._shorten() if self.size > self.policy.max_tokens else 0
-        return Cut(gone, before - self.size, self.size, shortened)
+        shorter = self._shorter(start) if self._left(start) > self.policy.max_tokens else {}
+        self.start, self.stripped, self._held = start, len(self), self._users()
+        self.limits = {index: limit for index, limit in self.limits.items() if index >= start} | shorter
+        return Cut(gone, before - self.size, self.size, len(shorter))
 
     def _dropped(self, start: int) -> int:
-        kept = {*self._systems, self._first_user, self._last_user}
-        return sum(1 for index in range(self.start, start) if index not in kept)
+        """How many messages that are sent a cut there would leave out."""
+        kept = {*self._systems, *self._users()}
+        sent = [*self._held, *range(self.start, start)]
+        return sum(1 for index in {*sent} if index < start and index not in kept)
 
-    def _shorten(self) -> int:
-        """Cut the largest tool results down to one size, at which all of it fits.
+    def _shorter(self, start: int) -> dict[int, int]:
+        """Cut the largest tool results down to one size, at which all of it fits: the limits of those.
 
         Raises:
             HistoryTooLong: it does not fit, or tool results are not to be shortened.
         """
-        results = [index for index in self._shortens if index >= self.start]
-        sizes = sorted((self._tokens(index, index + 1) for index in results), reverse=True)
-        rest = self._size_from(self.start) - sum(self.limits.get(i, self._tokens(i, i + 1)) for i in results)
-        limit = _level(sizes, self.policy.low - rest)
+        results = [index for index in self._shortens if index >= start]
+        sizes = {index: self._tokens(index, index + 1) for index in results}
+        ordered = sorted(sizes.values(), reverse=True)
+        rest = self._left(start) - sum(self.limits.get(index, size) for index, size in sizes.items())
+        # A token more for each: what is left is not to be below the mark for rounding down.
+        limit = _level(ordered, min(self.policy.low + len(results), self.policy.max_tokens) - rest)
         if limit < SHORTEST:
-            limit = _level(sizes, self.policy.max_tokens - rest)
+            limit = _level(ordered, self.policy.max_tokens - rest)
         if limit < SHORTEST or self.policy.tool_results != "shorten":
-            raise HistoryTooLong(self._details())
-        new = {index: limit for index in results if self._tokens(index, index + 1) > limit}
-        self.limits.update(new)
-        return len(new)
+            raise HistoryTooLong(self._details(self._left(start)))
+        return {index: limit for index, size in sizes.items() if size > limit}
 
-    def _details(self) -> RefusalDetails:
+    def _details(self, needed: int) -> RefusalDetails:
         way_out = (
             "The system prompt, the first and the last user message and the last exchange are always sent: "
             "shorten them, or use a larger History(max_tokens=...)"
@@ -268,7 +291,7 @@ class Rolling:
             scope="history",
             unit="tokens",
             cap=self.policy.max_tokens,
-            needed=self.size,
+            needed=needed,
         )
 
 

@@ -285,6 +285,9 @@ class Permit:
                     clamped=self.clamped,
                     cut=self.cut,
                     waited_s=self.waited_s,
+                    tier=self.request.purpose.tier,
+                    history_cut=self.request.purpose.cut,
+                    last=self.request.purpose.last,
                 )
             )
         finally:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .admission import Reservation
 from .amounts import ZERO, Amounts
+from .course import LAST_OUTPUT
 from .errors import BudgetExceeded, RefusalDetails, UnboundedCall, UnpricedModel
 from .estimate import Estimate, estimate
 from .inflight import calls_around
@@ -38,7 +39,7 @@ class Plan(Reservation):
         Refused: it has no price, is not bounded, or comes too late.
     """
 
-    __slots__ = ("_guard", "_renew", "card", "known", "request", "run")
+    __slots__ = ("_guard", "_renew", "card", "known", "request", "run", "spare")
 
     def __init__(self, guard: Guard, request: Request, run: Run, *, wait: bool, renew: Renew | None) -> None:
         super().__init__(request.call_id, _UNKNOWN, run.accounts, request.model)
@@ -48,6 +49,8 @@ class Plan(Reservation):
         self.run = run
         self.known: Estimate
         self.card: RateCard | None
+        self.spare = ZERO
+        self.stops = request.purpose.stops
         self._look()
         if wait:
             self.patience = _patience(guard, run)
@@ -67,7 +70,8 @@ class Plan(Reservation):
         if known.output_most is None or not known.hard:
             return known, None
         if grant.amount.nano >= known.hold.nano and grant.amount.tokens >= known.hold.tokens:
-            return known, None if request.output_cap else known.output_most // request.choices
+            own = request.output_cap and not request.purpose.last
+            return known, None if own else known.output_most // request.choices
         cap = self._affordable(grant.amount)
         output = cap * request.choices
         return known._replace(output_most=output, output_expected=min(known.output_expected, output)), cap
@@ -77,7 +81,8 @@ class Plan(Reservation):
         """The smallest output cap the call is still made with, tokens a choice."""
         request = self.request
         thinking = request.thinking_tokens + THINKING_FLOOR if request.thinking_tokens else 0
-        return max(self.run.min_output_tokens, thinking)
+        whole = self.known.output_expected // request.choices if request.purpose.whole else 0
+        return max(self.run.min_output_tokens, thinking, whole)
 
     def _look(self) -> None:
         if self.run.timed:
@@ -85,12 +90,26 @@ class Plan(Reservation):
         self.card = self._card()
         self.known = known = self._estimate()
         hold = known.hold
-        self.as_is = Offer(hold, hold, known.expected)
+        self.spare = spare = self._spare()
+        last = self.request.purpose.last
+        self.as_is = Offer(hold, hold, known.expected, spare, last)
         self.degraded = ()
         if self.request.may_clamp and known.hard and known.output_most is not None:
             least = self._most(self.floor * self.request.choices)
             if least.tokens < hold.tokens:
-                self.degraded = (Offer(hold, least, known.expected),)
+                self.degraded = (Offer(hold, least, known.expected, spare, last),)
+
+    def _spare(self) -> Amounts:
+        """What has to stay free beside this call, for the run's last answer: on this prompt and what comes to it."""
+        run, purpose = self.run, self.request.purpose
+        if run.finish_max_input is None or purpose.last:
+            return ZERO
+        if not purpose.root:
+            return run.spare
+        size = min(self.known.input_most + self.known.input_most // 4 + LAST_OUTPUT, run.finish_max_input)
+        output = LAST_OUTPUT + self.request.thinking_tokens
+        nano = 0 if self.card is None else self.card.most_nano(size, output, self.request.cache_writes)
+        return Amounts(nano, size + output, 1)
 
     def _most(self, output_tokens: int) -> Amounts:
         """The dearest the call can be with this much output."""
@@ -115,12 +134,14 @@ class Plan(Reservation):
 
     def _estimate(self) -> Estimate:
         request, run = self.request, self.run
-        prompt = request.prompt
+        prompt, cap = request.prompt, request.output_cap
+        if request.purpose.last and request.may_clamp:
+            cap = min(cap or LAST_OUTPUT, LAST_OUTPUT) + request.thinking_tokens
         known = estimate(
             prompt if request.bounded else prompt._replace(bounded=False),
             provider=request.provider,
             card=self.card,
-            output_cap=request.output_cap,
+            output_cap=cap,
             output_ceiling=request.output_ceiling,
             choices=request.choices,
             typical_output=self._guard.typical_output.get(request.model),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from .amounts import HELD_UNITS, UNITS, Amounts
-from .errors import BudgetBusy, BudgetExceeded, LedgerUnavailable, RefusalDetails, Refused
+from .errors import BudgetBusy, BudgetExceeded, LedgerUnavailable, LoopHalted, RefusalDetails, Refused
 from .ledger import Account, Balance, LedgerError, Refusal
 
 CAP_PREFIX = "cap:"
 """What a run stopped by its own cap gives as the reason, before the cap's name."""
+
+LOOP_PREFIX = "loop:"
+"""What a run stopped for a loop gives as the reason, before the loop."""
 
 
 def is_final(refusal: Refusal) -> bool:
@@ -33,14 +36,26 @@ def _more(unit: str) -> str:
     return f'The way out: a larger Budget({unit}=...), or run.top_up({unit}=...) inside "with guard.run() as run:"'
 
 
-def _stopped(refusal: Refusal, model: str | None) -> BudgetExceeded:
+def _stopped(refusal: Refusal, model: str | None) -> Refused:
     reason = refusal.balance.stopped
     if reason is None:
         return BudgetExceeded(details("call already ended", refusal, None, "Its id was released before it came", model))
     if reason.startswith(CAP_PREFIX):
         unit = reason.removeprefix(CAP_PREFIX)
         return BudgetExceeded(details("budget exceeded before", refusal, unit, _more(unit), model))
+    if reason.startswith(LOOP_PREFIX):
+        return loop_halted(refusal.account, reason, model)
     return BudgetExceeded(details(f"run stopped: {reason}", refusal, None, "run.top_up(...) lets it go on", model))
+
+
+def loop_halted(account: Account, reason: str, model: str | None = None) -> LoopHalted:
+    """The error for a call of a run that was stopped for a loop."""
+    way_out = (
+        "The agent repeats itself: change its prompt or the tool, raise LoopPolicy(halt=...), or name a tool that "
+    )
+    way_out += 'may repeat in LoopPolicy(exempt=[...]). run.top_up(...) inside "with guard.run() as run:" lets it go on'
+    run_id = account_name(account)
+    return LoopHalted(RefusalDetails(reason=reason, way_out=way_out, run_id=run_id, scope=account.scope, model=model))
 
 
 def _fits_once_settled(refusal: Refusal) -> bool:

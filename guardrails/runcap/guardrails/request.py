@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .course import ANY, Purpose
 from .estimate import Prompt
 from .pricing import PriceContext
 from .ratecard import CacheWrites
@@ -19,7 +20,7 @@ class Request:
     call cost more than its text and caps say. `audio` is True where it asks for an answer in audio, `regional` where it
     asks to be served in one region, at the provider's surcharge. `may_clamp` is True where the adapter can set the
     output cap of this very call, and `thinking_tokens` what of the output the model may think away before it answers.
-    `parent_id` names the agent or tool around the call, for the sinks.
+    `parent_id` names the agent or tool around the call, for the sinks; `purpose` says what the call is to its run.
     """
 
     call_id: str
@@ -39,8 +40,9 @@ class Request:
     may_clamp: bool = False
     thinking_tokens: int = 0
     parent_id: str | None = None
+    purpose: Purpose = ANY
 
-    def with_prompt(self, prompt: Prompt, *, call_id: str, parent_id: str | None) -> Request:
+    def with_prompt(self, prompt: Prompt, *, call_id: str, parent_id: str | None, purpose: Purpose = ANY) -> Request:
         """The same call with another prompt."""
         return Request(
             call_id=call_id,
@@ -60,6 +62,7 @@ class Request:
             may_clamp=self.may_clamp,
             thinking_tokens=self.thinking_tokens,
             parent_id=parent_id,
+            purpose=purpose,
         )
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import threading
 import uuid
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from decimal import Decimal
@@ -13,10 +11,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from .amounts import UNITS, ZERO, Amounts
-from .budget import Budget
+from .budget import Budget, OnBreach
+from .course import Course
 from .events import BudgetWarned, RunInfo, RunToppedUp
 from .ledger import Account, Balance
 from .money import Money, to_nano, to_usd
+from .tally import NO_USAGE, Tally
 from .usage import Usage
 
 if TYPE_CHECKING:
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_NO_USAGE = Usage()
-_COUNTED = 256
-"""How many calls' tokens wait to be added up, which nobody may ever ask for."""
 
 ambient: ContextVar[Run | None] = ContextVar("runcap_run", default=None)
 """The innermost `with guard.run(...)` of this context, of whichever guard."""
@@ -59,15 +55,12 @@ class Run:
         self._final: Balance | None = None
         self._ended = False
         self._stopping = False
+        self._paused: float | None = None
         self._verdict: str | None = None
         self._warned: dict[tuple[str, float], object] = {}
-        self._totals = list(_NO_USAGE.counts())
-        self._counted: deque[tuple[Usage, Usage, bool]] = deque()
+        self._tally = Tally()
         self._chain: tuple[Run, ...] = (self, *(parent.outward() if parent else ()))
         self._watched = _watched(budget)
-        self._counting = threading.RLock()
-        self._folding = False
-        self._unpriced = 0
         self.notes: dict[Any, Any] = {}
         """What adapters remember while the run lasts."""
         account = Account(f"run:{run_id}", budget.caps) if budget else Account(f"run:{run_id}")
@@ -87,6 +80,13 @@ class Run:
         budgets = [run.budget for run in self._chain if run.budget is not None]
         self.min_output_tokens: int = max((one.min_output_tokens for one in budgets), default=0)
         """The smallest output cap any budget it spends from allows to be set."""
+        self.course = Course()
+        """Where it is on the way to its cap."""
+        self.on_breach: OnBreach = next((one.on_breach for one in budgets), "raise")
+        """What a middleware does at the cap; the innermost budget says."""
+        finishing = [one.finish_max_input for one in budgets if one.on_breach == "finish"]
+        self.finish_max_input: int | None = min(finishing, default=None)
+        """Tokens of the prompt of its last answer, at most; None where no last answer is kept room for."""
         self.max_wait: float | None = min((one.max_wait for one in budgets if one.max_wait is not None), default=None)
         """Seconds a call may wait; None without a limit."""
 
@@ -117,8 +117,7 @@ class Run:
     @property
     def spent_usd(self) -> Decimal | None:
         """Dollars settled so far. None once a call without a known price was made: the sum is then not known."""
-        self._fold()
-        return None if self._unpriced else to_usd(self.balance.spent.nano)
+        return to_usd(self.balance.spent.nano) if self._tally.is_priced else None
 
     @property
     def held_usd(self) -> Decimal:
@@ -149,8 +148,17 @@ class Run:
     @property
     def usage(self) -> Usage:
         """Tokens of all calls that ended."""
-        self._fold()
-        return Usage(*self._totals)
+        return self._tally.usage
+
+    @property
+    def tier(self) -> str | None:
+        """The model of the guard's tiers it is on; None before its first call, or without tiers."""
+        return self.course.tier
+
+    @property
+    def spare(self) -> Amounts:
+        """What the last answers of this run and those around it would cost: the largest, which are never all given."""
+        return max((run.course.spare for run in self._chain), key=lambda spare: spare.nano or spare.tokens)
 
     @property
     def stopped(self) -> str | None:
@@ -179,9 +187,8 @@ class Run:
             RuntimeError: the run is over.
             ValueError: nothing to add, or a negative amount.
         """
-        key = self._top_up_key(key)
-        done = self._guard.ledger.top_up(self.accounts[0].id, key, _extra(usd, steps, tool_calls, tokens))
-        return self._topped_up(done, key)
+        key, extra = self._top_up_key(key), _extra(usd, steps, tool_calls, tokens)
+        return self._topped_up(self._guard.ledger.top_up(self.accounts[0].id, key, extra), key, extra)
 
     async def atop_up(
         self,
@@ -193,9 +200,8 @@ class Run:
         key: str | None = None,
     ) -> bool:
         """`top_up`, without blocking the loop."""
-        key = self._top_up_key(key)
-        done = await self._guard.ledger.atop_up(self.accounts[0].id, key, _extra(usd, steps, tool_calls, tokens))
-        return self._topped_up(done, key)
+        key, extra = self._top_up_key(key), _extra(usd, steps, tool_calls, tokens)
+        return self._topped_up(await self._guard.ledger.atop_up(self.accounts[0].id, key, extra), key, extra)
 
     def stop(self, reason: str) -> None:
         """Refuse every further call of this run, whoever makes it.
@@ -279,16 +285,28 @@ class Run:
         return min((seconds - run.elapsed() for run, seconds in caps if seconds is not None), default=None)
 
     def elapsed(self) -> float:
-        """Seconds since the run began."""
-        return self._guard.clock.monotonic() - self._started
+        """Seconds since the run began, without those it was paused for."""
+        return (self._paused or self._guard.clock.monotonic()) - self._started
 
-    def count(self, usage: Usage, *, priced: bool, instead_of: Usage = _NO_USAGE) -> None:
+    @property
+    def paused(self) -> bool:
+        """It waits for a person's answer: its clock stands, and its agent's end does not end it."""
+        return self._paused is not None
+
+    def pause(self) -> None:
+        """Stop its clock."""
+        self._paused = self._paused or self._guard.clock.monotonic()
+
+    def go_on(self) -> None:
+        """Let its clock run again."""
+        if self._paused is not None:
+            self._started += self._guard.clock.monotonic() - self._paused
+            self._paused = None
+
+    def count(self, usage: Usage, *, priced: bool, instead_of: Usage = NO_USAGE) -> None:
         """Add a call's tokens, in place of what was counted for it before."""
-        self._counted.append((usage, instead_of, priced))
-        if self.parent is not None:
-            self.parent.count(usage, priced=priced, instead_of=instead_of)
-        if len(self._counted) > _COUNTED:
-            self._fold(wait=False)
+        for run in self._chain:
+            run._tally.add(usage, priced=priced, instead_of=instead_of)  # noqa: SLF001 - other runs
 
     def reconciled(self, charged: Amounts, unknown: Amounts, charge: Amounts) -> None:
         """Correct the last balances of runs that ended before a call's usage arrived."""
@@ -304,6 +322,8 @@ class Run:
             if cap is not None and balance.spent[unit] >= cap * share and self._first((UNITS[unit], share)):
                 now = self._guard.clock.time_ns()
                 warned = BudgetWarned(time_ns=now, run=self.info, unit=UNITS[unit], share=share, balance=balance)
+                if self.budget is not None and self.budget.tell_agent:
+                    self.course.unsaid.append(f"{share:.0%} of the budget of this run ({UNITS[unit]}) is used.")
                 self._guard.emit(warned)
 
     def tell_if_stopped(self) -> None:
@@ -348,35 +368,15 @@ class Run:
             )
         return key if key is not None else uuid.uuid4().hex
 
-    def _topped_up(self, done: bool, key: str) -> bool:
+    def _topped_up(self, done: bool, key: str, extra: Amounts) -> bool:
         if done:
             self._stopping = False
             self._warned.clear()
+            self.course.begin_anew(key, extra)
             self._guard.room.wake(self.accounts[0].id)
             event = RunToppedUp(time_ns=self._guard.clock.time_ns(), run=self.info, key=key, balance=self.balance)
             self._guard.emit(event)
         return done
-
-    def _fold(self, *, wait: bool = True) -> None:
-        if not self._counting.acquire(blocking=wait):
-            return
-        try:
-            if self._folding:
-                return  # a finalizer interrupted this very thread's fold, which will take the new ones along
-            self._folding = True
-            try:
-                self._add_counted()
-            finally:
-                self._folding = False
-        finally:
-            self._counting.release()
-
-    def _add_counted(self) -> None:
-        while self._counted:
-            usage, before, priced = self._counted.popleft()
-            terms = zip(self._totals, usage.counts(), before.counts(), strict=True)
-            self._totals = [total + new - old for total, new, old in terms]
-            self._unpriced += not priced
 
 
 def _watched(budget: Budget | None) -> tuple[tuple[int, float], ...]:

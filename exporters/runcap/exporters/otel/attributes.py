@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runcap.guardrails.amounts import UNITS
-from runcap.guardrails.events import CallEnded, CallRefused, RunInfo
+from runcap.guardrails.events import CallEnded, CallRefused, LoopWarned, RunInfo
 from runcap.guardrails.ledger import Balance
 from runcap.guardrails.money import NANO
 from runcap.guardrails.ratecard import BILLED
@@ -82,6 +82,18 @@ def of_refusal(event: CallRefused) -> dict[str, Value]:
     for name, figure in figures.items():
         attributes[name] = dollars(int(figure)) if details.unit == "usd" else figure
     return attributes
+
+
+def of_loop(event: LoopWarned) -> dict[str, Value]:
+    """A loop: its kind, how often, how long, and its tools by name."""
+    loop = event.loop
+    return {
+        sc.LOOP_KIND: loop.kind,
+        sc.LOOP_TIMES: loop.times,
+        sc.LOOP_PERIOD: loop.period,
+        sc.LOOP_TOOLS: loop.tools,
+        sc.LOOP_HALTED: event.halted,
+    }
 
 
 def dollars(nano: int) -> float:

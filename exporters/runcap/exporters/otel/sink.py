@@ -17,13 +17,14 @@ from runcap.guardrails.events import (
     CallRefused,
     CallStarted,
     Event,
+    LoopWarned,
     RunStopped,
     ToolEnded,
     ToolStarted,
 )
 
 from . import semconv as sc
-from .attributes import Value, dollars, of_balance, of_call, of_refusal, of_run
+from .attributes import Value, dollars, of_balance, of_call, of_loop, of_refusal, of_run
 
 _FAILED = frozenset({"refused", "error"})
 
@@ -81,8 +82,16 @@ class OTelSink:
                 self._open(event, f"{sc.OPERATION_TOOL} {event.name}", attributes)
             case AgentEnded() | ToolEnded():
                 self._close(event)
+            case _:
+                self._add_event(event)
+
+    def _add_event(self, event: Event) -> None:
+        """What is no span of its own stands on one as a span event."""
+        match event:
             case CallRefused():
                 self._note(event.parent_id, event, sc.EVENT_REFUSED, of_refusal(event))
+            case LoopWarned():
+                self._note(event.parent_id, event, sc.EVENT_LOOP, of_loop(event))
             case BudgetWarned():
                 about: dict[str, Value] = {sc.WARNED_UNIT: event.unit, sc.WARNED_SHARE: event.share}
                 self._note_run(event, sc.EVENT_WARNED, about | of_balance(event.balance))

@@ -16,13 +16,23 @@ class Offer(NamedTuple):
     """One way a call could be made.
 
     `most` is the dearest it can cost, `least` the smallest hold it can still be made with (its output clamped),
-    `expected` what it will likely cost. `tier` names the model it would use, None for the one asked for.
+    `expected` what it will likely cost. `spare` has to be free beside the hold, for the run's last answer; `last` says
+    that the call is that answer, which is granted on an account that was stopped by its cap or as a loop.
     """
 
     most: Amounts
     least: Amounts
     expected: Amounts
-    tier: str | None = None
+    spare: Amounts = ZERO
+    last: bool = False
+
+    def passes(self, stopped: str) -> bool:
+        """It may be made on an account that was stopped for this reason."""
+        return self.last and stopped.startswith(LAST_AFTER)
+
+
+LAST_AFTER = ("cap:", "loop:")
+"""How the reasons begin for which a run is stopped and may still give its last answer."""
 
 
 class Account(NamedTuple):
@@ -113,7 +123,7 @@ class Ledger(Protocol):
     shared: bool
 
     def reserve(self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...]) -> Grant | Refusal:
-        """Grant the first offer whose `least` is free in every account, holding `min(most, free)`.
+        """Grant the first offer whose `least` and `spare` are free in every account, holding `min(most, free - spare)`.
 
         Steps and tool calls count at once; dollars and tokens are held. A call id that holds already gets its grant
         again; one that was released before it was known is refused.

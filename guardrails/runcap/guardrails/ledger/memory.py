@@ -41,13 +41,13 @@ class _State:
         figures = (self.id, self.caps, self.spent, self.held, self.unknown, self.expected, self.in_flight, self.stopped)
         return _new(Balance, figures)
 
-    def room(self, wanted: Amounts, least: Amounts) -> Amounts | None:
-        """`wanted`, cut to what is free; None where not even `least` is."""
+    def room(self, wanted: Amounts, least: Amounts, spare: Amounts) -> Amounts | None:
+        """`wanted`, cut to what is free beside `spare`; None where not even `least` is."""
         cut = None
         for unit, cap in enumerate(self.caps):
             if cap is None:
                 continue
-            free = cap - self.spent[unit] - self.held[unit] - self.unknown[unit]
+            free = cap - self.spent[unit] - self.held[unit] - self.unknown[unit] - spare[unit]
             if free >= wanted[unit]:
                 continue
             if least[unit] > max(free, 0):
@@ -197,15 +197,15 @@ class MemoryLedger:
         states = [self._state(account) for account in accounts]
         dead = call_id in self._dead
         for account, state in zip(accounts, states, strict=True):
-            if dead or state.stopped is not None:
+            if dead or (state.stopped is not None and not offers[-1].passes(state.stopped)):
                 return Refusal(call_id, account, state.balance(), None, offers[-1].least)
         for index, offer in enumerate(offers):
             amount: Amounts | None = offer.most
             for state in states:
-                amount = amount and state.room(amount, offer.least)
+                amount = amount and state.room(amount, offer.least, offer.spare)
             if amount is not None:
                 return self._hold(call_id, index, offer, amount, states)
-        return _no_room(call_id, offers[-1].least, accounts, states)
+        return _no_room(call_id, offers[-1].least.plus(offers[-1].spare), accounts, states)
 
     def _hold(self, call_id: str, index: int, offer: Offer, amount: Amounts, states: list[_State]) -> Grant:
         for state in states:

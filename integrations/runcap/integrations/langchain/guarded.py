@@ -18,6 +18,7 @@ from runcap.guardrails.request import Request
 from runcap.guardrails.run import Run
 
 from .attachment import Attachment
+from .carrying import purpose_of
 from .clients import delay_before, is_worth_retrying, take_over_retries
 from .cut import Reader, finish
 from .errors import bubbling
@@ -153,6 +154,7 @@ class _Call:
         )
         parent_run_id, self._metadata = _origin(model, asked.run_manager)
         self._parent: Node | None = calls.attachment.nodes.get(parent_run_id)
+        self._purpose = purpose_of(model)
         self._error: BaseException | None = None
         self._call_id = ""
         self._walk: Walk
@@ -220,7 +222,7 @@ class _Call:
         walks: Walks = run.notes.get(Walks) or run.notes.setdefault(Walks, Walks())
         self._walk = walks.walk(self._sketch.base, self._messages, self._guard.measured)
         shown = self._parent.shown() if self._parent is not None else None
-        return self._sketch.request(self._walk, call_id=self._call_id, parent_id=shown)
+        return self._sketch.request(self._walk, call_id=self._call_id, parent_id=shown, purpose=self._purpose)
 
     def _renewer(self, run: Run) -> Any:
         return lambda: self._describe(run)

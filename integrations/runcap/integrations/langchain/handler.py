@@ -123,17 +123,19 @@ class BudgetCallbackHandler(BaseCallbackHandler):
         name = str((serialized or {}).get("name") or kwargs.get("name") or "tool")
         call = kwargs.get("tool_call_id")
         parent = self._nodes.get(parent_run_id)
-        self._nodes.begin_tool(run_id, parent, name, metadata or {}, None if call is None else str(call))
+        given = kwargs.get("inputs")
+        arguments = input_str if given is None else given
+        self._nodes.begin_tool(run_id, parent, name, metadata or {}, None if call is None else str(call), arguments)
 
     @_never_raises
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A tool ended."""
-        self._nodes.end(run_id.hex, "completed")
+        self._nodes.end_tool(run_id.hex, output)
 
     @_never_raises
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A tool ended by an exception; a hand-off or an interrupt is no error."""
-        self._nodes.end(run_id.hex, outcome(error), type(error).__name__)
+        self._nodes.fail_tool(run_id.hex, error)
 
     def on_chat_model_start(
         self,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
+from typing import Any, Self, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables.config import var_child_runnable_config
 
 from runcap.guardrails.budget import Budget
-from runcap.guardrails.errors import BudgetExceeded, Refused
+from runcap.guardrails.errors import BudgetExceeded, LoopHalted, Refused
 from runcap.guardrails.guard import Guard
 from runcap.guardrails.run import Run
 
@@ -21,10 +21,17 @@ from .errors import bubbling
 from .handler import BudgetCallbackHandler
 from .hook import HOOKS, own_agent, own_agents_with
 from .model import guard_model, is_guarded
+from .place import Place, place_of
 from .toolgate import admitted
+from .toolloops import Sighting
+from .tree import Node
 
 try:
     from langchain.agents.middleware import AgentMiddleware, ModelRequest
+
+    from .asking import STATE, AskingState, read_record, record_of
+    from .steering import Steering
+    from .steps import acarry_out, carry_out
 except ImportError as error:
     raise ImportError("BudgetMiddleware needs langchain: pip install 'runcap[langchain]'") from error
 
@@ -47,6 +54,12 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         TypeError: neither a Guard nor a Budget.
     """
 
+    def __new__(cls, guard: Guard | Budget) -> Self:
+        """One that keeps a run's spend in checkpoints, where its budget asks for more."""
+        budget = guard.budget if isinstance(guard, Guard) else guard
+        asks = cls is BudgetMiddleware and getattr(budget, "on_breach", None) == "ask"
+        return super().__new__(cast("type[Self]", _Asking) if asks else cls)
+
     def __init__(self, guard: Guard | Budget) -> None:
         super().__init__()
         self.guard = check_guard(guard, "BudgetMiddleware")
@@ -55,6 +68,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         self._handler = BudgetCallbackHandler(self.guard)
         self._models: dict[int, tuple[object, Any]] = {}
         self._request_class = _guarding_requests(self._guarded)
+        self._steering = Steering(self.guard, self._guarded)
         HOOKS.register()
         own_agents_with(self, self._handler)
 
@@ -77,15 +91,19 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         Raises:
             Refused: it does not fit.
         """
-        own_agent(self._handler)  # an agent that is resumed begins in the middle
-        return handler(self._guarding(request))
+        guarding, place = self._guarding(request), self._place(request.state)
+        if self._steering.has_nothing_to_do(place):
+            return handler(guarding)
+        return carry_out(self._steering.steer(guarding, place), handler)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
     ) -> Any:
         """See `wrap_model_call`."""
-        own_agent(self._handler)
-        return await handler(self._guarding(request))
+        guarding, place = self._guarding(request), self._place(request.state)
+        if self._steering.has_nothing_to_do(place):
+            return await handler(guarding)
+        return await acarry_out(self._steering.steer(guarding, place), handler)
 
     def wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
         """Count the tool call; answer for it where it may not be made.
@@ -93,38 +111,51 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         Raises:
             Refused: something in it was refused, and the agent may go on all the same.
         """
-        run, node_id = self._where()
+        run, node = self._where()
         try:
-            with self._counted(request, run, node_id):
-                return handler(request)
-        except BudgetExceeded as refused:
+            with self._counted(request, run, node) as sighting:
+                return sighting.ended(handler(request))
+        except (BudgetExceeded, LoopHalted) as refused:
             return _answer(request, run, refused)
 
     async def awrap_tool_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
         """See `wrap_tool_call`."""
-        run, node_id = self._where()
+        run, node = self._where()
         try:
-            with self._counted(request, run, node_id):
-                return await handler(request)
-        except BudgetExceeded as refused:
+            with self._counted(request, run, node) as sighting:
+                return sighting.ended(await handler(request))
+        except (BudgetExceeded, LoopHalted) as refused:
             return _answer(request, run, refused)
 
-    def _where(self) -> tuple[Run, str | None]:
-        """Whose tool call this is: the run, and the agent as it is shown."""
+    def _place(self, state: Any) -> Place:
+        """Where a model call is made. An agent that is resumed begins here, in the middle."""
+        run, node = self._where()
+        return place_of(self._resumed(state, run, node), node)
+
+    def _resumed(self, state: Any, run: Run, node: Node | None) -> Run:
+        """The run to go on with."""
+        return run
+
+    def _where(self) -> tuple[Run, Node | None]:
+        """Whose tool call this is: the run, and the node it is made in."""
         own_agent(self._handler)
         nodes, config = self._attachment.nodes, var_child_runnable_config.get() or {}
         node = nodes.get(getattr(config.get("callbacks"), "parent_run_id", None))
         run = self.guard.scope(nodes.run_of(node, config.get("metadata") or {}))
-        return run, node.shown() if node is not None else None
+        return run, node
 
     @contextmanager
-    def _counted(self, request: Any, run: Run, node_id: str | None) -> Iterator[None]:
+    def _counted(self, request: Any, run: Run, node: Node | None) -> Iterator[Sighting]:
+        call = request.tool_call
+        call_id, name = call.get("id"), str(call.get("name"))
+        sighting = Sighting(self.guard, run, node, name, None if call_id is None else str(call_id))
         try:
-            self.guard.admit_tool(self.guard.new_id(), run, node_id)
+            sighting.started(call.get("args"))
+            self.guard.admit_tool(self.guard.new_id(), run, node.shown() if node is not None else None)
         except Refused as refused:
             raise bubbling(refused) from None
-        with admitted(self.guard, str(request.tool_call.get("id"))):
-            yield
+        with admitted(self.guard, str(call_id)), sighting:
+            yield sighting
 
     def _guarding(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         given = {one.name: getattr(request, one.name) for one in fields(request)}
@@ -141,12 +172,52 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         return known[1]
 
 
-def _answer(request: Any, run: Run, refused: BudgetExceeded) -> ToolMessage:
+class _Asking(BudgetMiddleware):
+    """The same where a run that is at its cap asks for more: its spend is kept in the agent's checkpoints."""
+
+    state_schema = AskingState
+
+    @property
+    def name(self) -> str:
+        """As it is known."""
+        return BudgetMiddleware.__name__
+
+    def before_agent(self, state: Any, runtime: Any) -> Any:
+        """A new invocation: whatever run is in the checkpoint is over."""
+        super().before_agent(state, runtime)
+        return {STATE: {}}
+
+    async def abefore_agent(self, state: Any, runtime: Any) -> Any:
+        """See `before_agent`."""
+        return self.before_agent(state, runtime)
+
+    def before_model(self, state: Any, runtime: Any) -> dict[str, Any]:
+        """Keep what the run has cost."""
+        run, node = self._where()
+        return {STATE: record_of(self._resumed(state, run, node))}
+
+    async def abefore_model(self, state: Any, runtime: Any) -> dict[str, Any]:
+        """See `before_model`."""
+        return self.before_model(state, runtime)
+
+    def _resumed(self, state: Any, run: Run, node: Node | None) -> Run:
+        saved = read_record(state.get(STATE))
+        if saved is None or saved.run_id == run.id or node is None:
+            return run
+        owner = next((one for one in node.upward() if one.owns_run and one.run is run), None)
+        if owner is None:
+            return run  # a run that the user named; the checkpoint is of another
+        return self._attachment.nodes.go_on(owner, run, saved)
+
+
+def _answer(request: Any, run: Run, refused: Refused) -> ToolMessage:
     """A ToolMessage in place of the tool's, where the run is over anyway: its next model call says so aloud."""
     if run.stopped is None or getattr(request.tool, "return_direct", False):
         raise refused
     call = request.tool_call
     text = f"Not done: the budget of this run is used up ({refused.unit or 'stopped'})."
+    if isinstance(refused, LoopHalted):
+        text = "Not done: calls repeat themselves; the run was halted as a loop."
     return ToolMessage(text, tool_call_id=call.get("id") or "", name=call.get("name"), status="error")
 
 

@@ -14,10 +14,13 @@ from runcap.guardrails.errors import Refused
 from runcap.guardrails.events import AgentEnded, AgentStarted, Outcome, ToolEnded, ToolStarted
 from runcap.guardrails.guard import Guard
 from runcap.guardrails.run import Run
+from runcap.guardrails.saved import SavedRun
 
 from .errors import bubbling
+from .failures import outcome
 from .scope import agent_run, scoped_run
-from .toolgate import admitted_already
+from .toolgate import admitted_already, is_in_hand
+from .toolloops import Sighting
 from .tree import Node, Tree, below, is_first_node_of_graph
 
 
@@ -58,12 +61,18 @@ class Nodes:
         self._add(self._node(run_id, parent, "chain", name, metadata), run_id)
 
     def begin_tool(
-        self, run_id: UUID, parent: Node | None, name: str, metadata: Mapping[str, Any], tool_call_id: str | None
+        self,
+        run_id: UUID,
+        parent: Node | None,
+        name: str,
+        metadata: Mapping[str, Any],
+        tool_call_id: str | None,
+        arguments: object,
     ) -> None:
         """A tool is about to run: count it.
 
         Raises:
-            Refused: its run may make no more tool calls.
+            Refused: its run may make no more tool calls, or is halted for this one.
         """
         node = self._node(run_id, parent, "tool", name, metadata)
         if not self._guard.calls.claim(node.id, self):
@@ -71,6 +80,9 @@ class Nodes:
         shown = parent.shown() if parent is not None else None
         try:
             run = self._guard.scope(self.run_of(parent, metadata))
+            if not is_in_hand(self._guard, tool_call_id):
+                node.sighting = Sighting(self._guard, run, parent, name, tool_call_id)
+                node.sighting.started(arguments)
             if not admitted_already(self._guard, tool_call_id):
                 self._guard.admit_tool(node.id, run, shown)
         except Refused as refused:
@@ -92,6 +104,30 @@ class Nodes:
             )
         )
 
+    def go_on(self, owner: Node, blank: Run, saved: SavedRun) -> Run:
+        """An agent that was resumed in another process than it paused in: it goes on with its old run."""
+        run = self._guard.open_run(tags=blank.tags, conversation_id=blank.info.conversation_id, saved=saved)
+        for node in (owner, *below(owner)):
+            if node.run is blank:
+                node.run = run
+        self.last_run = run
+        blank.end()
+        return run
+
+    def end_tool(self, key: str, output: object) -> None:
+        """A tool ended with this output."""
+        node = self._tree.get(key)
+        if node is not None and node.sighting is not None:
+            node.sighting.ended(output)
+        self.end(key, "completed")
+
+    def fail_tool(self, key: str, error: BaseException) -> None:
+        """A tool ended by an exception."""
+        node = self._tree.get(key)
+        if node is not None and node.sighting is not None:
+            node.sighting.failed(error)
+        self.end(key, outcome(error), type(error).__name__)
+
     def end(self, key: str, how: Outcome, error_type: str | None = None) -> None:
         """A node ended, and with it whatever below it has not; a node that is not under way is left alone."""
         node = self._tree.remove(key)
@@ -109,7 +145,7 @@ class Nodes:
         self._guard.calls.unclaim(key)
         if node.run is not None and node.kind != "chain":
             self._tell_end(node, node.run, how, error_type)
-        if node.run is not None and node.owns_run:
+        if node.run is not None and node.owns_run and not node.run.paused:
             node.run.end()
 
     def watch(self, run_id: UUID, key: str) -> ref[object]:

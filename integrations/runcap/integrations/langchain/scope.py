@@ -56,8 +56,14 @@ def scoped_run(guard: Guard, metadata: Mapping[str, Any]) -> Run | None:
 
 
 def agent_run(guard: Guard, metadata: Mapping[str, Any]) -> Run:
-    """A run of its own for a root agent: the whole budget, the tags of its metadata, its thread as conversation."""
+    """A run of its own for a root agent: the whole budget, the tags of its metadata, its thread as conversation.
+
+    Where a run of its thread waits for a person's answer, it is that run, going on.
+    """
     thread = metadata.get("thread_id")
+    waiting = guard.paused.take(str(thread)) if thread is not None else None
+    if waiting is not None:
+        return waiting
     return guard.open_run(
         tags=read_metadata(metadata).tags, conversation_id=str(thread) if thread is not None else None
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 
+from runcap.guardrails.course import ANY, Purpose
 from runcap.guardrails.estimate import Prompt
 from runcap.guardrails.ratecard import CacheWrites
 from runcap.guardrails.request import Request
@@ -39,12 +40,12 @@ class Sketch:
             return False
         return same(params, self._params)
 
-    def request(self, walk: Walk, *, call_id: str, parent_id: str | None) -> Request:
+    def request(self, walk: Walk, *, call_id: str, parent_id: str | None, purpose: Purpose = ANY) -> Request:
         """The neutral request for these messages."""
         known = self._requests.get(walk.writes)
         if known is None:
             known = self._requests[walk.writes] = self._describe(walk._replace(prompt=Prompt()))
-        return known.with_prompt(walk.prompt, call_id=call_id, parent_id=parent_id)
+        return known.with_prompt(walk.prompt, call_id=call_id, parent_id=parent_id, purpose=purpose)
 
     def _describe(self, walk: Walk) -> Request:
         return describe(self.call, walk, call_id="", parent_id=None)

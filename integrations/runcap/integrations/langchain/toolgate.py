@@ -31,6 +31,16 @@ def admitted(guard: Guard, tool_call_id: str) -> Iterator[None]:
         _admitted.reset(token)
 
 
+def is_in_hand(guard: Guard, tool_call_id: str | None) -> bool:
+    """This start is of a tool call that the middleware sees to, be it a retry."""
+    known = _admitted.get()
+    while known is not None:
+        if known.guard is guard and known.tool_call_id == tool_call_id:
+            return True
+        known = known.outer
+    return False
+
+
 def admitted_already(guard: Guard, tool_call_id: str | None) -> bool:
     """This start is the one that was counted before; True once."""
     known = _admitted.get()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import ref
 
 from runcap.guardrails.run import Run
+
+if TYPE_CHECKING:
+    from .toolloops import Sighting
 
 Kind = Literal["chain", "agent", "tool"]
 
@@ -16,7 +19,7 @@ class Node:
 
     __slots__ = (
         *("calls", "children", "id", "kind", "name", "namespace"),
-        *("owns_run", "parent", "paused", "run", "started_ns", "watch"),
+        *("managed", "owns_run", "parent", "paused", "run", "seen", "sighting", "started_ns", "watch"),
     )
 
     def __init__(
@@ -30,19 +33,30 @@ class Node:
         self.started_ns = started_ns
         self.run: Run | None = parent.run if parent is not None else None
         self.owns_run = False
+        self.managed = False
         self.paused = False
         self.children: dict[str, Node] = {}
         self.calls: set[str] = set()
         self.watch: ref[object] | None = None
+        self.sighting: Sighting | None = None
+        self.seen: dict[str, object] = {}
+
+    def is_first(self, what: str) -> bool:
+        """True the first time this is asked of this node."""
+        token = object()
+        return self.seen.setdefault(what, token) is token
 
     def shown(self) -> str | None:
         """The id of the nearest agent or tool, this one included."""
+        node = next((one for one in self.upward() if one.kind != "chain"), None)
+        return None if node is None else node.id
+
+    def upward(self) -> Iterator[Node]:
+        """This node and those it is in, inside out."""
         node: Node | None = self
         while node is not None:
-            if node.kind != "chain":
-                return node.id
+            yield node
             node = node.parent
-        return None
 
 
 class Tree:

@@ -19,7 +19,7 @@ SUMMARY = "Summary of the conversation so far, in place of messages that are lef
 
 _CUT = "\n[... {cut:,} of {all:,} characters left out ...]\n"
 _ROLES: Mapping[str, Role] = {"human": "user", "ai": "assistant", "tool": "tool", "system": "system"}
-_THINKING = ("thinking", "redacted_thinking", "reasoning")
+_THINKING = ("thinking", "redacted_thinking", "reasoning", "reasoning_content")
 _BOUND = ("anthropic", "aws")
 """Whose signed thinking is bound to all that came before it: after a cut it is refused, and so it is left out whole."""
 
@@ -33,19 +33,24 @@ class Conversation:
         self._messages: list[BaseMessage] = []
         self._sent: dict[int, BaseMessage] = {}
         self._rolling = Rolling(policy)
+        self._system = 0
         self._summary: HumanMessage | None = None
         self._summarized = 0
+        self._spared: list[int] = []
 
     def take(self, messages: Sequence[BaseMessage], rates: CacheRates, system: SystemMessage | None = None) -> None:
         """The agent's messages as they stand now."""
         known = len(self._messages)
-        if known > len(messages) or self._messages != messages[:known]:
+        changed = self._messages != list(messages[:known])
+        parts = [self._part(message) for message in (messages if changed else messages[known:])]
+        if changed:
             self._start_over()
-            known = 0
-        self._rolling.fixed = 0 if system is None else self._tokens(system)
-        new = messages[known:]
-        self._rolling.extend(map(self._part, new), rates)
-        self._messages += new
+        self._system = 0 if system is None else self._tokens(system)
+        self._measure_fixed()
+        self._rolling.extend(parts, rates)
+        self._messages = [*messages]
+        if changed or (known == 0 and self._rolling.stripped):
+            self._unbind()
 
     def decide(self, rates: CacheRates) -> Cut | None:
         """A call is about to be made: cut if need be. See `Rolling.decide`.
@@ -59,6 +64,10 @@ class Conversation:
         """Cut to the low-water mark, for a call that does not fit otherwise; None where that changes nothing."""
         return self._after(self._rolling.cut())
 
+    def can_be_cut(self) -> bool:
+        """There is something that `cut` would take out."""
+        return self._rolling.can_be_cut()
+
     @property
     def was_cut(self) -> bool:
         """Something of it is not sent."""
@@ -71,15 +80,17 @@ class Conversation:
 
     def unsummarized(self) -> list[BaseMessage]:
         """What was cut since the summary, which comes first if there is one."""
-        rolling = self._rolling
-        pinned = {*rolling.pinned()}
-        gone = [self._messages[i] for i in range(self._summarized, rolling.start) if i not in pinned]
+        pinned = {*self._rolling.pinned()}
+        candidates = [*self._spared, *range(self._summarized, self._rolling.start)]
+        gone = [self._messages[index] for index in candidates if index not in pinned]
         return [self._summary, *gone] if self._summary is not None and gone else gone
 
-    def summarized(self, text: str) -> None:
-        """A summary of what `unsummarized` gave."""
-        self._summary = HumanMessage(SUMMARY + text)
-        self._summarized = self._rolling.start
+    def summarized(self, text: str | None) -> None:
+        """A summary of what `unsummarized` gave; None where none could be made."""
+        if text:
+            self._summary = HumanMessage(SUMMARY + text)
+        self._summarized, self._spared = self._rolling.start, self._rolling.pinned()
+        self._measure_fixed()
 
     def view(self) -> list[BaseMessage]:
         """What is sent."""
@@ -97,7 +108,15 @@ class Conversation:
     def _start_over(self) -> None:
         self._messages, self._sent = [], {}
         self._rolling = Rolling(self._policy)
-        self._summary, self._summarized = None, 0
+        self._summary, self._summarized, self._spared = None, 0, []
+
+    def _measure_fixed(self) -> None:
+        self._rolling.fixed = self._system + (0 if self._summary is None else self._tokens(self._summary))
+
+    def _unbind(self) -> None:
+        """Leave out all thinking there is: what it was bound to may have been cut elsewhere, or was changed since."""
+        if self._provider in _BOUND and any(isinstance(message, AIMessage) for message in self._messages):
+            self._rolling.stripped = len(self._messages)
 
     def _after(self, cut: Cut | None) -> Cut | None:
         if cut is not None:
@@ -109,14 +128,21 @@ class Conversation:
         limit = self._rolling.limits.get(index)
         if limit is not None and isinstance(message, ToolMessage):
             message = shortened(message, limit, self._tokens)
-        elif index < self._rolling.stripped and isinstance(message, AIMessage) and self._provider in _BOUND:
-            message = without_thinking(message)
+        elif index < self._rolling.stripped:
+            message = self._stripped(message)
         self._sent[index] = message
         return message
 
     def _part(self, message: BaseMessage) -> Part:
-        role = _ROLES.get(message.type, "user")
-        return Part(self._tokens(message), role, isinstance(message, ToolMessage) and type(message.content) is str)
+        tokens = self._tokens(message)
+        shortens = isinstance(message, ToolMessage) and type(message.content) is str
+        thinking = max(tokens - self._tokens(bare), 0) if (bare := self._stripped(message)) is not message else 0
+        return Part(tokens, _ROLES.get(message.type, "user"), shortens, thinking)
+
+    def _stripped(self, message: BaseMessage) -> BaseMessage:
+        if self._provider in _BOUND and isinstance(message, AIMessage):
+            return without_thinking(message)
+        return message
 
     def _tokens(self, message: BaseMessage) -> int:
         if self._policy.counter is not None:
@@ -125,17 +151,26 @@ class Conversation:
 
 
 def shortened(message: ToolMessage, limit: int, tokens: Callable[[ToolMessage], int]) -> ToolMessage:
-    """The result with the middle of its text left out, at most `limit` tokens."""
-    text = str(message.content)
-    share = limit / max(tokens(message), 1)
-    while True:
-        keep = max(int(len(text) * share) - len(_CUT), 0)
-        head = (keep + 1) // 2
-        cut = _CUT.format(cut=len(text) - keep, all=len(text))
-        short = message.model_copy(update={"content": text[:head] + cut + text[len(text) - keep + head :]})
-        if tokens(short) <= limit or keep == 0:
-            return short
-        share *= 0.8
+    """The result with the middle of its text left out: as much of it as `limit` tokens hold."""
+    text, size = str(message.content), tokens(message)
+    if size <= limit:
+        return message
+    short = _keeping(message, text, 0)
+    guess = len(text) * limit // size
+    low, high, keep = 0, min(2 * guess, len(text)), guess
+    while low < keep < high:
+        longer = _keeping(message, text, keep)
+        fits = tokens(longer) <= limit
+        short, low, high = (longer, keep, high) if fits else (short, low, keep)
+        keep = (low + high) // 2
+    return short if tokens(short) < size else message
+
+
+def _keeping(message: ToolMessage, text: str, keep: int) -> ToolMessage:
+    """The result with this many characters of its text."""
+    head = (keep + 1) // 2
+    cut = _CUT.format(cut=len(text) - keep, all=len(text))
+    return message.model_copy(update={"content": text[:head] + cut + text[len(text) - keep + head :]})
 
 
 def without_thinking(message: AIMessage) -> AIMessage:
@@ -153,8 +188,15 @@ def is_thinking(block: object) -> bool:
 
 
 def _is_nothing(message: BaseMessage) -> bool:
-    """An answer that was all thinking: nothing is left of it."""
-    return isinstance(message, AIMessage) and not (message.content or message.tool_calls or message.invalid_tool_calls)
+    """An answer that was all thinking: nothing is left of it, or only empty text."""
+    if not isinstance(message, AIMessage) or message.tool_calls or message.invalid_tool_calls:
+        return False
+    return isinstance(message.content, list) and not any(map(_says, message.content))
+
+
+def _says(block: object) -> bool:
+    text = block.get("text") if isinstance(block, Mapping) and block.get("type") == "text" else block
+    return not isinstance(text, str) or bool(text.strip())
 
 
 def _after_first_user(messages: Sequence[BaseMessage]) -> int:

@@ -1,0 +1,29 @@
+"""What a guard is made of, checked before anything is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .history import History
+from .loops import LoopPolicy
+from .pricing import PriceBook
+
+
+def check_parts(*, prices: object, sinks: object, loops: object, history: object, on_warning: object) -> None:
+    """Check the optional arguments of a guard.
+
+    Raises:
+        TypeError: one is not what it should be; the message names it and the fix.
+    """
+    if prices is not None and not isinstance(prices, PriceBook):
+        raise TypeError(f"Guard.prices must be a PriceBook, got {type(prices).__name__}; PriceBook({{...}}) makes one")
+    if history is not None and not isinstance(history, History):
+        raise TypeError(f"Guard.history must be a History, e.g. History(max_tokens=8000); got {type(history).__name__}")
+    if loops is not None and not isinstance(loops, LoopPolicy):
+        raise TypeError(f"Guard.loops must be a LoopPolicy, e.g. LoopPolicy(halt=5); got {type(loops).__name__}")
+    if on_warning is not None and not callable(on_warning):
+        raise TypeError(f"Guard.on_warning must be a function of a BudgetWarned, got {type(on_warning).__name__}")
+    if sinks is None:
+        return
+    if not isinstance(sinks, Sequence) or not all(callable(sink) for sink in sinks):
+        raise TypeError(f"Guard.sinks must be a sequence of callables, e.g. (LogSink(),); got {sinks!r}")

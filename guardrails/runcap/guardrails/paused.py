@@ -1,0 +1,39 @@
+"""Runs that wait for a person's answer, by the thread of the graph that asked."""
+
+from __future__ import annotations
+
+import threading
+
+from .run import Run
+
+_KEPT = 4_096
+
+
+class PausedRuns:
+    """The paused runs of one guard. The oldest end where there are too many: a checkpoint still has their record."""
+
+    def __init__(self) -> None:
+        self._by_thread: dict[str, Run] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._by_thread)
+
+    def put(self, thread: str, run: Run) -> None:
+        """This run waits on this thread."""
+        run.pause()
+        with self._lock:
+            self._by_thread[thread] = run
+            first = next(iter(self._by_thread))
+            gone = self._by_thread.pop(first) if len(self._by_thread) > _KEPT else None
+        if gone is not None:
+            gone.end()
+
+    def take(self, thread: str) -> Run | None:
+        """The run that waits on this thread, going on; None where none does."""
+        with self._lock:
+            run = self._by_thread.pop(thread, None)
+        if run is None or run.ended:
+            return None
+        run.go_on()
+        return run

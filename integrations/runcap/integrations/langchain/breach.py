@@ -1,0 +1,114 @@
+"""What becomes of an agent at its cap: it ends with an error, with a last answer, or asks a person for more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+from langgraph.types import interrupt
+
+from langchain.agents.middleware import ModelRequest
+from runcap.guardrails.budget import OnBreach
+from runcap.guardrails.course import Purpose
+from runcap.guardrails.errors import BudgetExceeded, LoopHalted, Refused
+from runcap.guardrails.events import RunPaused
+from runcap.guardrails.guard import Guard
+from runcap.guardrails.loops import Loop
+from runcap.guardrails.run import Run
+
+from . import asking, lastword
+from .errors import bubbling
+from .place import Place
+from .rewriting import Target
+from .steps import Attempt, Steps, TopUp
+
+_LOOP = (
+    "{tools} was called {times} times in the same way, with nothing gained: try something else, or answer with what "
+    "you have."
+)
+
+
+class Breach:
+    """Ends agents, as `Budget.on_breach` of the run says."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def how(self, run: Run, refused: Refused) -> OnBreach:
+        """What to do about a refusal: only a cap of this run, or a loop in it, is a breach."""
+        ours = any(outer.id == refused.run_id for outer in run.outward())
+        if not ours or (refused.unit is None and not isinstance(refused, LoopHalted)):
+            return "raise"
+        if run.on_breach == "ask" and (refused.unit == "seconds" or not asking.can_interrupt()):
+            return "raise"
+        return run.on_breach
+
+    def finish(
+        self,
+        request: ModelRequest[Any],
+        messages: Sequence[BaseMessage],
+        place: Place,
+        target: Target,
+        refused: Refused,
+        tier: str | None,
+    ) -> Steps:
+        """The last answer: of the root agent, and there is one; every other agent ends without a call."""
+        unit, course = lastword.unit_of(refused), place.run.course
+        if not place.root or unit == "seconds" or not course.claim_last():
+            return lastword.unsaid(unit)
+        purpose = Purpose(tier=tier, last=True)
+        for made in lastword.requests(request, messages, target, unit):
+            try:
+                result = yield Attempt(made, purpose)
+            except (BudgetExceeded, LoopHalted):
+                continue  # it does not fit: with less of the conversation it may
+            return lastword.spoken(result, unit)
+        return lastword.unsaid(unit)
+
+    def ask(self, place: Place, refused: Refused, number: int) -> Steps:
+        """Interrupt the graph, and add to the caps what the answer says.
+
+        Raises:
+            Refused: the answer is no.
+            GraphInterrupt: there is no answer yet.
+            ValueError: the answer is none.
+        """
+        run, thread = place.run, asking.thread_id()
+        if thread is not None:
+            self._guard.paused.put(thread, run)
+        try:
+            answer = interrupt(asking.question(refused))
+        except BaseException:
+            self._tell_paused(place, refused)
+            raise
+        if thread is not None:
+            self._guard.paused.take(thread)
+        extra = asking.read_answer(answer)
+        if not extra:
+            raise bubbling(refused)
+        key = extra.pop("key", None) or asking.key_of(run, number)
+        yield TopUp(run, extra, str(key))
+
+    def warnings(self, place: Place) -> Iterator[str]:
+        """What the agent is to be told with its next prompt."""
+        unsaid = place.run.course.unsaid
+        while place.root and unsaid:
+            yield unsaid.pop(0)
+        loop = self._guard.loop_note(place.run, place.agent_id)
+        if loop is not None:
+            yield _LOOP.format(tools=_names(loop), times=loop.times)
+
+    def _tell_paused(self, place: Place, refused: Refused) -> None:
+        self._guard.emit(
+            RunPaused(
+                time_ns=self._guard.clock.time_ns(),
+                run=place.run.info,
+                parent_id=place.agent_id,
+                details=refused.details,
+            )
+        )
+
+
+def _names(loop: Loop) -> str:
+    return " and ".join(loop.tools)

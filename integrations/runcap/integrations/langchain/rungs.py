@@ -1,0 +1,116 @@
+"""The ladder of models as LangChain has them: made once, and an agent's call put on one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from langchain_core.language_models import BaseChatModel
+
+from langchain.agents.middleware import ModelRequest
+from langchain.chat_models import init_chat_model
+from runcap.guardrails.guard import Guard
+from runcap.guardrails.pricing import NoPrice
+from runcap.guardrails.ratecard import RateCard
+
+from .rewriting import Target, target_of
+
+_PORTABLE = frozenset({"stop", "temperature", "reasoning_effort", "service_tier"})
+"""Settings of one call that every provider's package takes or passes over."""
+
+_CHOICES = ("any", "auto", "none")
+
+
+class Rung(NamedTuple):
+    """One model: guarded, its name, to whom histories are sent there, and its price if it has one."""
+
+    model: BaseChatModel
+    name: str
+    target: Target
+    card: RateCard | None
+
+
+def rung_of(model: BaseChatModel, guard: Guard) -> Rung:
+    """What is known of a model that is guarded already."""
+    target = target_of(model)
+    try:
+        card: RateCard | None = guard.prices.card(target.model or "", provider=target.provider)
+    except NoPrice:
+        card = None
+    return Rung(model, target.model or type(model).__name__, target, card)
+
+
+def made_rungs(guard: Guard, guarded: Callable[[Any], Any]) -> tuple[Rung, ...]:
+    """The guard's tiers.
+
+    Raises:
+        TypeError: a tier is no chat model, nor the name of one.
+        ValueError: a tier has no price, so that no ladder can be built on it; or its name is not known.
+    """
+    return tuple([_made(tier.model, guard, guarded) for tier in guard.tiers])
+
+
+def made_model(given: object, what: str) -> BaseChatModel:
+    """A chat model, made of its name if need be.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    model = init_chat_model(given) if isinstance(given, str) else given
+    if not isinstance(model, BaseChatModel):
+        raise TypeError(
+            f'{what} must be a chat model, or its name such as "openai:gpt-4o-mini"; got {type(given).__name__}. '
+            "Tools, retries and fallbacks are the agent's: it binds and wraps whichever tier it is on"
+        )
+    return model
+
+
+def _made(given: object, guard: Guard, guarded: Callable[[Any], Any]) -> Rung:
+    rung = rung_of(guarded(made_model(given, "Tier.model")), guard)
+    if rung.card is None:
+        raise ValueError(
+            f"Tier.model {rung.name!r} has no known price: give one, Guard(prices=PriceBook({{...}})), or leave it out"
+        )
+    return rung
+
+
+def put_on(request: ModelRequest[Any], rung: Rung, before: Target, **overrides: Any) -> ModelRequest[Any]:
+    """The call, made by this model; what only the provider before understands is left out."""
+    if rung.target.provider == before.provider:
+        return request.override(model=rung.model, **overrides)
+    settings = {name: value for name, value in request.model_settings.items() if name in _PORTABLE}
+    return request.override(
+        model=rung.model,
+        model_settings=settings,
+        tools=[tool for tool in request.tools if not _is_native(tool)],
+        tool_choice=_portable_choice(request.tool_choice),
+        **overrides,
+    )
+
+
+def _is_native(tool: object) -> bool:
+    """A tool that runs at its provider, and nowhere else."""
+    return isinstance(tool, Mapping) and tool.get("type", "function") != "function" and "input_schema" not in tool
+
+
+def _portable_choice(choice: Any) -> Any:
+    """Which tool to call, as every `bind_tools` takes it: a word, or a tool's name."""
+    if not isinstance(choice, Mapping):
+        return "any" if choice == "required" else choice
+    function = choice.get("function")
+    name = choice.get("name") or (function.get("name") if isinstance(function, Mapping) else None)
+    return name or (choice.get("type") if choice.get("type") in _CHOICES else None)
+
+
+def cost_of(rung: Rung, *, cached: int, tokens: int, output: int) -> int | None:
+    """Nano-dollars a call is expected to cost, `cached` of its `tokens` read from a cache; None without a price."""
+    if rung.card is None:
+        return None
+    rates = rung.card.rates(tokens)
+    total = rates.cache_read * cached + rates.plain_input * (tokens - cached) + (rates.output or 0) * output
+    return total // 1_000_000 + rung.card.per_request
+
+
+def index_of(rungs: Sequence[Rung], target: Target) -> int | None:
+    """Which of the tiers the agent's own model is."""
+    return next((index for index, rung in enumerate(rungs) if rung.target[:2] == target[:2]), None)

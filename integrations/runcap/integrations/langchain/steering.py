@@ -1,0 +1,193 @@
+"""How an agent's call is made: on which tier, with how much of its history, in which ways where that does not fit.
+
+One generator, carried out by threads and by tasks alike.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+
+from langchain.agents.middleware import ModelRequest
+from runcap.guardrails.amounts import HELD_UNITS, UNITS
+from runcap.guardrails.course import Purpose
+from runcap.guardrails.errors import BudgetExceeded, LoopHalted, Refused
+from runcap.guardrails.guard import Guard
+from runcap.guardrails.history import Cut
+
+from .breach import Breach
+from .dialogue import Dialogue
+from .histories import Histories
+from .ladder import Ladder
+from .lastword import message_in
+from .place import Place
+from .rewriting import Target
+from .rungs import Rung, put_on, rung_of
+from .steps import Attempt, Steps
+from .trimming import needs_thinking
+
+_KEPT = 256
+
+
+class Way(NamedTuple):
+    """One way to make a call: a rung of the ladder, with the history as it is or cut further."""
+
+    rung: int
+    trims: bool = False
+
+
+class Steering:
+    """Steers the calls of the agents that have one middleware."""
+
+    def __init__(self, guard: Guard, guarded: Callable[[Any], Any]) -> None:
+        self._guard = guard
+        self._ladder = Ladder(guard, guarded)
+        self._histories = Histories(guard, guarded, self._ladder.rungs)
+        self._breach = Breach(guard)
+        self._dialogues: dict[object, Dialogue] = {}
+        self._adding = threading.Lock()
+        self._known: dict[int, tuple[object, Rung]] = {}
+
+    def has_nothing_to_do(self, place: Place) -> bool:
+        """The call is made as it comes."""
+        guard, run = self._guard, place.run
+        nudges = guard.loops is not None and guard.loops.nudge
+        return not (self._ladder or guard.history or nudges or run.on_breach != "raise" or run.course.unsaid)
+
+    def steer(self, request: ModelRequest[Any], place: Place) -> Steps:
+        """Make a call, as far as the run's budget goes; then end as `Budget.on_breach` says.
+
+        Raises:
+            Refused: there is no way left to make it.
+        """
+        own, asked = self._rung_of(request.model), 0
+        dialogue = self._dialogue(place, own)
+        while True:
+            try:
+                return (yield from self._call(request, place, own, dialogue))
+            except (BudgetExceeded, LoopHalted) as refused:
+                how = self._breach.how(place.run, refused)
+                if how == "raise":
+                    raise
+                if how == "finish":
+                    return (yield from self._finish(request, place, own, dialogue, refused))
+                yield from self._breach.ask(place, refused, asked)
+                asked += 1
+
+    def _call(self, request: ModelRequest[Any], place: Place, own: Rung, dialogue: Dialogue) -> Steps:
+        index = self._ladder.choose(place, own, dialogue, request.messages) if self._ladder else 0
+        with dialogue.lock:
+            cut = self._histories.trim(dialogue, request, self._at(index, own))
+            for text in self._breach.warnings(place):
+                dialogue.tell(request.messages, text)
+        yield from self._histories.summarize(dialogue)
+        ways = self._ways(index, dialogue)
+        while True:
+            way = ways.pop(0)
+            if way.trims and dialogue.conversation is not None:
+                with dialogue.lock:
+                    cut = dialogue.conversation.cut() or cut
+                    dialogue.cools()
+            rung = self._at(way.rung, own)
+            purpose = Purpose(self._tier(rung), cut, stops=not ways, whole=bool(ways), root=place.root)
+            try:
+                answer = yield Attempt(self._made(request, place, own.target, dialogue, rung, cut), purpose)
+            except BudgetExceeded as refused:
+                if not ways or place.run.stopped is not None or not _is_for_money(refused):
+                    raise
+                continue
+            if self._ladder:
+                self._ladder.stand(place, way.rung, rung, forced=way.rung > index)
+            dialogue.answered(message_in(answer))
+            return answer
+
+    def _ways(self, index: int, dialogue: Dialogue) -> list[Way]:
+        """As decided; with the history cut, whatever that does to the cache; on each lower tier."""
+        ways = [Way(index)]
+        if dialogue.conversation is not None and dialogue.conversation.can_be_cut():
+            ways.append(Way(index, trims=True))
+        return ways + [Way(lower) for lower in range(index + 1, len(self._ladder.rungs))]
+
+    def _made(
+        self,
+        request: ModelRequest[Any],
+        place: Place,
+        before: Target,
+        dialogue: Dialogue,
+        rung: Rung,
+        cut: Cut | None,
+    ) -> ModelRequest[Any]:
+        with dialogue.lock:
+            messages = self._sent(request, dialogue, rung.target)
+            system = request.system_message
+            if system is not None and self._ladder:
+                [system] = dialogue.rewritten_system(system, rung.target)
+            made = put_on(request, rung, before, messages=messages, system_message=system)
+            if dialogue.conversation is not None:
+                broken = dialogue.sends(messages, system, made.tools, rung.target, cut)
+                if broken is not None:
+                    self._histories.tell_broken(broken, rung, place)
+                if dialogue.conversation.was_cut and needs_thinking(messages):
+                    made = _without_manual_thinking(made)
+        return made
+
+    def _finish(
+        self, request: ModelRequest[Any], place: Place, own: Rung, dialogue: Dialogue, refused: Refused
+    ) -> Steps:
+        rung = self._at(place.run.course.rung, own)
+        with dialogue.lock:
+            messages = self._sent(request, dialogue, rung.target)
+        made = put_on(request, rung, own.target)
+        tier = self._tier(rung)
+        return (yield from self._breach.finish(made, messages, place, rung.target, refused, tier))
+
+    def _sent(self, request: ModelRequest[Any], dialogue: Dialogue, target: Target) -> list[BaseMessage]:
+        conversation = dialogue.conversation
+        messages = dialogue.told(request.messages if conversation is None else conversation.view())
+        return dialogue.rewritten(messages, target) if self._ladder else messages
+
+    def _at(self, index: int, own: Rung) -> Rung:
+        return self._ladder.at(index, own) if self._ladder else own
+
+    def _tier(self, rung: Rung) -> str | None:
+        return rung.name if self._ladder else None
+
+    def _rung_of(self, model: BaseChatModel) -> Rung:
+        known = self._known.get(id(model))
+        if known is None or known[0] is not model:
+            known = (model, rung_of(model, self._guard))
+            _keep(self._known, id(model), known)
+        return known[1]
+
+    def _dialogue(self, place: Place, own: Rung) -> Dialogue:
+        with self._adding:
+            known = self._dialogues.pop(place.conversation, None)
+            known = known or Dialogue(self._guard.history, own.target)
+            _keep(self._dialogues, place.conversation, known)
+            return known
+
+
+def _keep(kept: dict[Any, Any], key: object, value: object) -> None:
+    while len(kept) >= _KEPT:
+        kept.pop(next(iter(kept)), None)
+    kept[key] = value
+
+
+def _is_for_money(refused: Refused) -> bool:
+    return refused.unit in UNITS[:HELD_UNITS]
+
+
+def _without_manual_thinking(request: ModelRequest[Any]) -> ModelRequest[Any]:
+    """The call without thinking on a budget given by hand: Claude takes it only where the answer before has thought."""
+    settings = {name: value for name, value in request.model_settings.items() if name != "thinking"}
+    told: Any = getattr(request.model, "thinking", None)
+    if isinstance(told, dict) and told.get("type") == "enabled":
+        return request.override(model=request.model.model_copy(update={"thinking": None}), model_settings=settings)
+    by_hand = request.model_settings.get("thinking")
+    if isinstance(by_hand, dict) and by_hand.get("type") == "enabled":
+        return request.override(model_settings=settings)
+    return request

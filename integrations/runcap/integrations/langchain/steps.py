@@ -1,0 +1,121 @@
+"""What steering an agent's call wants done, one thing at a time; carried out in a thread's manner or in a task's."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+
+from langchain.agents.middleware import ModelRequest
+from runcap.guardrails.course import Purpose
+from runcap.guardrails.run import Run
+
+from .carrying import carrying
+
+Handler = Callable[[ModelRequest[Any]], Any]
+AsyncHandler = Callable[[ModelRequest[Any]], Awaitable[Any]]
+
+
+class Step(Protocol):
+    """Something to be done."""
+
+    def apply(self, handler: Handler) -> Any:
+        """Do it; may block the thread."""
+        ...
+
+    async def aapply(self, handler: AsyncHandler) -> Any:
+        """Do it without blocking the loop."""
+        ...
+
+
+Steps = Generator[Step, Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Make the call in this way."""
+
+    request: ModelRequest[Any]
+    purpose: Purpose
+
+    def apply(self, handler: Handler) -> Any:
+        """Call what is further in."""
+        with carrying(self.request.model, self.purpose):
+            return handler(self.request)
+
+    async def aapply(self, handler: AsyncHandler) -> Any:
+        """Call what is further in."""
+        with carrying(self.request.model, self.purpose):
+            return await handler(self.request)
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Ask another model, beside the agent's own calls."""
+
+    model: BaseChatModel
+    messages: list[BaseMessage]
+    purpose: Purpose
+
+    def apply(self, handler: Handler) -> str:
+        """Its answer's text."""
+        with carrying(self.model, self.purpose):
+            return self.model.invoke(self.messages).text
+
+    async def aapply(self, handler: AsyncHandler) -> str:
+        """Its answer's text."""
+        with carrying(self.model, self.purpose):
+            return (await self.model.ainvoke(self.messages)).text
+
+
+@dataclass(frozen=True, slots=True)
+class TopUp:
+    """Raise the run's caps."""
+
+    run: Run
+    extra: Mapping[str, Any]
+    key: str
+
+    def apply(self, handler: Handler) -> bool:
+        """See `Run.top_up`."""
+        return self.run.top_up(**self.extra, key=self.key)
+
+    async def aapply(self, handler: AsyncHandler) -> bool:
+        """See `Run.atop_up`."""
+        return await self.run.atop_up(**self.extra, key=self.key)
+
+
+def carry_out(steps: Steps, handler: Handler) -> Any:
+    """Run to the end on this thread."""
+    with closing(steps):
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    answer = step.apply(handler)
+                except Exception as error:  # noqa: BLE001 - whoever steers decides what it means
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(answer)
+        except StopIteration as done:
+            return done.value
+
+
+async def acarry_out(steps: Steps, handler: AsyncHandler) -> Any:
+    """Run to the end in this task."""
+    with closing(steps):
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    answer = await step.aapply(handler)
+                except Exception as error:  # noqa: BLE001 - whoever steers decides what it means
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(answer)
+        except StopIteration as done:
+            return done.value
