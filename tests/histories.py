@@ -194,7 +194,7 @@ _ODD: tuple[Callable[[], AIMessage], ...] = (
     lambda: AIMessage([text_block("see"), image_url()], response_metadata=_made_by("google_genai", GEMINI)),
     lambda: AIMessage([{"type": "redacted_thinking", "data": "x"}], response_metadata=_made_by("anthropic", "old")),
     lambda: AIMessage(
-        [{"type": "executable_code", "executable_code": "1"}, text_block("ran")],
+        [{"type": "executable_code", "executable_code": "1", "language": "PYTHON"}, text_block("ran")],
         response_metadata=_made_by("google_genai", GEMINI),
     ),
     lambda: AIMessage(

@@ -67,9 +67,8 @@ class Ladder:
         """The call is expected to cost less than with the model before: the new one has nothing of it cached."""
         tokens = dialogue.expected_tokens(messages, old.target)
         cached = min(int(dialogue.cached * dialogue.hits), tokens)
-        cold = cost_of(new, cached=0, tokens=tokens, output=self._output(new))
-        warm = cost_of(old, cached=cached, tokens=tokens, output=self._output(old))
+        # Of the same length from both: what a model's answers are like that has not answered yet is not known.
+        output = int(self._guard.typical_output.get(old.target.model) or OUTPUT_EXPECTED)
+        cold = cost_of(new, cached=0, tokens=tokens, output=output)
+        warm = cost_of(old, cached=cached, tokens=tokens, output=output)
         return cold is None or warm is None or cold < warm
-
-    def _output(self, rung: Rung) -> int:
-        return int(self._guard.typical_output.get(rung.target.model) or OUTPUT_EXPECTED)
