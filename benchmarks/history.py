@@ -8,13 +8,16 @@ rest is written. Compared are
 
 - full: everything, each turn;
 - sliding: each turn the newest messages that fit, by LangChain's `trim_messages` with the same counter. System prompt,
-  first and last user message are pinned and no tool result stands without its call, as with runcap; where not even the
-  last exchange fits, its results are shortened to the window;
+  first and last user message are pinned and no tool result stands without its call, as with runcap. Results that are
+  too large for the window by themselves are shortened as runcap does it, and stay so;
+- forgetful: the same, but such a result is shortened to the whole window, and so it is gone a turn later;
 - runcap: `History(window, keep=0.5)`.
 
-A row is a data set, a window and a price, cached reads and writes as multiples of the full price. `full` and `runcap`
-are shares of what sliding costs; `best` is runcap beside the better of the two others. Runs whose pinned messages alone
-are larger than the window are left out of a row, for all three; `left out` says how many. mini-SWE records each prompt
+A row is a data set, a window and a price, cached reads and writes as multiples of the full price. Costs are shares of
+what sliding costs; `best` is runcap beside the better of full and sliding. Forgetful is not held against runcap: it
+keeps less of a history than `keep` asks for. It differs where results are larger than the window, in about one run in
+a hundred; that is where it can be cheaper, at the price of the answer just looked up.
+Runs whose pinned messages alone are larger than the window are left out of a row, for all; `left out` says how many. mini-SWE records each prompt
 as one text that grows by what a command gave; it is split there, and the answers that are recorded beside it, which
 that text leaves out, are put in between. After each cut at least `keep` of the window must be left, unless one exchange
 more would not have fitted; that is asserted.
@@ -156,9 +159,21 @@ def _newest(prompt: View, held: set[int], window: int, tokens: Counter) -> set[i
     return {index for index, message in enumerate(prompt) if id(message) in wanted}
 
 
-def _last_exchange(prompt: View, window: int, tokens: Counter) -> View:
+def shortening(run: Run, window: int, tokens: Counter) -> Run:
+    """The run, with the results shortened that do not fit by themselves."""
+    messages = [*run]
+    for at in [index for index, message in enumerate(run) if isinstance(message, AIMessage) and index]:
+        prompt = messages[:at]
+        if prompt[-1] not in sliding(prompt, window, tokens):
+            sent_last = _last_exchange(prompt, window, tokens, keep=KEEP)
+            results = [message for message in sent_last if isinstance(message, ToolMessage)]
+            messages[at - len(results) : at] = results
+    return tuple(messages)
+
+
+def _last_exchange(prompt: View, window: int, tokens: Counter, keep: float = 0.99) -> View:
     """It is too large by itself: its results are shortened until it fits."""
-    conversation = Conversation(History(window, keep=0.99, counter=tokens), "openai")
+    conversation = Conversation(History(window, keep=keep, counter=tokens), "openai")
     conversation.take(prompt, CacheRates())
     conversation.decide(CacheRates())
     return conversation.view()
@@ -194,14 +209,15 @@ class Row(NamedTuple):
 
     full: float
     sliding: float
+    forgetful: float
     runcap: float
     runs: int
     left_out: int
 
     @property
     def saved(self) -> float:
-        """The share of sliding's cost that runcap saves."""
-        return 1 - self.runcap / self.sliding
+        """The share that runcap saves of what the cheaper way of sliding costs."""
+        return 1 - self.runcap / min(self.sliding, self.forgetful)
 
     @property
     def above(self) -> float:
@@ -209,13 +225,17 @@ class Row(NamedTuple):
         return self.runcap / min(self.full, self.sliding) - 1
 
 
-def peers_of(run: Run, window: int, tokens: Counter) -> tuple[Sent, Sent] | None:
-    """Full and sliding; None where what is pinned does not fit."""
+Peers = tuple[Sent, Sent, Sent]
+
+
+def peers_of(run: Run, window: int, tokens: Counter) -> Peers | None:
+    """Full, sliding and forgetful; None where what is pinned does not fit."""
     try:
-        slid = sent((sliding(prompt, window, tokens) for prompt in prompts_of(run)), tokens)
+        slides = (sliding(prompt, window, tokens) for prompt in prompts_of(shortening(run, window, tokens)))
+        forgets = (sliding(prompt, window, tokens) for prompt in prompts_of(run))
+        return sent(prompts_of(run), tokens), sent(slides, tokens), sent(forgets, tokens)
     except HistoryTooLong:
         return None
-    return sent(prompts_of(run), tokens), slid
 
 
 def row(runs: Sequence[Run], window: int, tokens: Counter) -> Iterator[tuple[tuple[float, float], Row]]:
@@ -225,31 +245,35 @@ def row(runs: Sequence[Run], window: int, tokens: Counter) -> Iterator[tuple[tup
         costs = [_costs(run, both, window, price, tokens) for run, both in zip(runs, peers, strict=True)]
         known = [cost for cost in costs if cost is not None]
         if known:
-            full, slid, ours = map(sum, zip(*known, strict=True))
-            yield price, Row(full, slid, ours, len(known), len(runs) - len(known))
+            yield price, Row(*map(sum, zip(*known, strict=True)), len(known), len(runs) - len(known))
 
 
 def _costs(
-    run: Run, peers: tuple[Sent, Sent] | None, window: int, price: tuple[float, float], tokens: Counter
-) -> tuple[float, float, float] | None:
+    run: Run, peers: Peers | None, window: int, price: tuple[float, float], tokens: Counter
+) -> tuple[float, ...] | None:
+    if peers is None:
+        return None
     try:
-        ours = sent(rolling(run, window, price, tokens), tokens).cost(price)
+        ours = sent(rolling(run, window, price, tokens), tokens)
     except HistoryTooLong:
         return None
-    return None if peers is None else (peers[0].cost(price), peers[1].cost(price), ours)
+    return tuple(one.cost(price) for one in (*peers, ours))
 
 
 def costs(recorded: Path, step: int) -> list[bool]:
     """Print the first part; whether its goals are met."""
-    print(f"{'data set':<13}{'window':>7}{'read':>6}{'write':>6}{'full':>8}{'runcap':>8}{'best':>8}{'left out':>16}")
+    print(
+        f"{'data set':<13}{'window':>7}{'read':>6}{'write':>6}{'full':>8}{'forgetful':>11}{'runcap':>8}{'best':>8}  left out"
+    )
     rows: dict[tuple[str, int, tuple[float, float]], Row] = {}
     for name, path in SETS.items():
         runs = runs_of(read(recorded / path)[::step])
         for window in WINDOWS:
             for price, figures in row(runs, window, Counter()):
                 rows[name, window, price] = figures
-                shares = f"{figures.full / figures.sliding:>8.3f}{1 - figures.saved:>8.3f}{1 + figures.above:>8.3f}"
-                left = f"{figures.left_out:>8} of {figures.runs + figures.left_out:>4}"
+                full, forgetful, ours = (one / figures.sliding for one in (figures.full, *figures[2:4]))
+                shares = f"{full:>8.3f}{forgetful:>11.3f}{ours:>8.3f}{1 + figures.above:>8.3f}"
+                left = f"{figures.left_out:>4} of {figures.runs + figures.left_out:,}"
                 print(f"{name:<13}{window:>7,}{price[0]:>6}{price[1]:>6}{shares}{left}", flush=True)
     saved = rows["retail", 4_000, (0.1, 1.0)].saved
     (name, window, price), worst = max(rows.items(), key=lambda item: item[1].above)

@@ -81,7 +81,7 @@ def test_every_history_is_valid_once_rewritten(name: str, history: list[BaseMess
 
 @pytest.mark.parametrize("target", [TO_GPT, TO_CLAUDE, TO_MISTRAL, TO_GEMINI, TO_BEDROCK, Target(None, None)])
 @given(history=histories(), cuts=st.lists(st.integers(0, 30), max_size=4))
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_rewriting_is_pure_deterministic_idempotent_and_incremental(
     target: Target, history: list[BaseMessage], cuts: list[int]
 ) -> None:

@@ -14,8 +14,11 @@ from runcap.guardrails.events import (
     CallRefused,
     Event,
     LoopWarned,
+    PrefixBroken,
     RunEnded,
+    RunPaused,
     RunStopped,
+    TierSwitched,
     ToolStarted,
 )
 from runcap.guardrails.money import show_usd
@@ -42,29 +45,47 @@ class LogSink:
         )
         match event:
             case CallEnded():
-                cost = None if event.cost_nano is None else show_usd(event.cost_nano)
-                tokens = event.usage.total_tokens if event.usage else None
-                told = {"step": event.step, "model": event.model, "state": event.state, "tokens": tokens, "cost": cost}
-                more = {"error": event.error_type, "cut": event.cut}
-                log.info("call", **told, **{name: value for name, value in more.items() if value})
+                log.info("call", **_call(event))
             case ToolStarted():
                 log.info("tool", name=event.name)
-            case CallRefused():
-                d = event.details
-                log.warning("refused", kind=event.kind, unit=d.unit, cap=d.show(d.cap), spent=d.show(d.spent))
-            case BudgetWarned():
-                log.warning("budget", unit=event.unit, share=event.share)
-            case LoopWarned():
-                loop = event.loop
-                tools = ",".join(loop.tools)
-                log.warning("loop", kind=loop.kind, times=loop.times, tools=tools, halted=event.halted)
-            case RunStopped():
-                log.warning("stopped", reason=event.reason)
+            case TierSwitched():
+                log.info("tier", before=event.before, tier=event.tier, share=round(event.share, 4), forced=event.forced)
             case RunEnded():
                 spent = event.balance.spent
                 log.info("run ended", spent=show_usd(spent.nano), steps=spent.steps, verdict=event.verdict)
             case _:
-                pass
+                _warn(log, event)
+
+
+def _call(event: CallEnded) -> dict[str, object]:
+    cost = None if event.cost_nano is None else show_usd(event.cost_nano)
+    tokens = event.usage.total_tokens if event.usage else None
+    left_out = event.history_cut.messages if event.history_cut is not None else None
+    told = {"step": event.step, "model": event.model, "state": event.state, "tokens": tokens, "cost": cost}
+    more = {"error": event.error_type, "cut": event.cut, "last": event.last, "tier": event.tier, "left_out": left_out}
+    return told | {name: value for name, value in more.items() if value}
+
+
+def _warn(log: structlog.typing.FilteringBoundLogger, event: Event) -> None:
+    match event:
+        case CallRefused() | RunPaused():
+            d, refused = event.details, isinstance(event, CallRefused)
+            kind = {"kind": event.kind} if isinstance(event, CallRefused) else {}
+            numbers = {"unit": d.unit, "cap": d.show(d.cap), "spent": d.show(d.spent)}
+            log.warning("refused" if refused else "paused", **kind, **numbers)
+        case BudgetWarned():
+            log.warning("budget", unit=event.unit, share=event.share)
+        case LoopWarned():
+            loop = event.loop
+            tools = ",".join(loop.tools)
+            log.warning("loop", kind=loop.kind, times=loop.times, tools=tools, halted=event.halted)
+        case PrefixBroken():
+            cost = None if event.cost_nano is None else show_usd(event.cost_nano)
+            log.warning("prefix broken", changed=event.what, tokens=event.tokens, cost=cost)
+        case RunStopped():
+            log.warning("stopped", reason=event.reason)
+        case _:
+            pass
 
 
 def _plain(name: str) -> str:

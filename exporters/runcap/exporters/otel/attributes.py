@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from runcap.guardrails.amounts import UNITS
-from runcap.guardrails.events import CallEnded, CallRefused, LoopWarned, RunInfo
+from runcap.guardrails.events import (
+    CallEnded,
+    CallRefused,
+    LoopWarned,
+    PrefixBroken,
+    RunInfo,
+    RunPaused,
+    TierSwitched,
+)
+from runcap.guardrails.history import Cut
 from runcap.guardrails.ledger import Balance
 from runcap.guardrails.money import NANO
 from runcap.guardrails.ratecard import BILLED
@@ -47,8 +56,12 @@ def of_call(event: CallEnded) -> dict[str, Value]:
             attributes[name] = told
     if event.finish_reasons:
         attributes[sc.RESPONSE_FINISH_REASONS] = event.finish_reasons
-    if event.cached or event.clamped or event.cut or event.waited_s:
+    if event.cached or event.clamped or event.cut or event.waited_s or event.last:
         _add_oddities(attributes, event)
+    if event.tier is not None:
+        attributes[sc.TIER] = event.tier
+    if event.history_cut is not None:
+        attributes.update(_of_cut(event.history_cut))
     if event.unknown_nano:
         attributes[sc.CALL_UNKNOWN_USD] = dollars(event.unknown_nano)
     _add_usage(attributes, event)
@@ -65,10 +78,12 @@ def of_balance(balance: Balance) -> dict[str, Value]:
     return attributes
 
 
-def of_refusal(event: CallRefused) -> dict[str, Value]:
+def of_refusal(event: CallRefused | RunPaused) -> dict[str, Value]:
     """The numbers of a refusal; dollars as dollars."""
     details = event.details
-    attributes: dict[str, Value] = {sc.REFUSED_KIND: event.kind, sc.REFUSED_SCOPE: details.scope}
+    attributes: dict[str, Value] = {sc.REFUSED_SCOPE: details.scope}
+    if isinstance(event, CallRefused):
+        attributes[sc.REFUSED_KIND] = event.kind
     if details.unit is None:
         return attributes
     attributes[sc.REFUSED_UNIT] = details.unit
@@ -96,9 +111,34 @@ def of_loop(event: LoopWarned) -> dict[str, Value]:
     }
 
 
+def of_switch(event: TierSwitched) -> dict[str, Value]:
+    """A step down the ladder."""
+    attributes: dict[str, Value] = {
+        sc.TIER: event.tier,
+        sc.TIER_SHARE: round(event.share, 4),
+        sc.TIER_FORCED: event.forced,
+    }
+    return attributes if event.before is None else {**attributes, sc.TIER_BEFORE: event.before}
+
+
+def of_break(event: PrefixBroken) -> dict[str, Value]:
+    """Where a prompt's prefix broke, and what that cost."""
+    attributes: dict[str, Value] = {sc.PREFIX_WHAT: event.what, sc.PREFIX_TOKENS: event.tokens}
+    return attributes if event.cost_nano is None else {**attributes, sc.PREFIX_COST: dollars(event.cost_nano)}
+
+
 def dollars(nano: int) -> float:
     """Dollars as the double that attributes hold: the one nearest to the exact amount."""
     return nano / NANO
+
+
+def _of_cut(cut: Cut) -> dict[str, Value]:
+    attributes: dict[str, Value] = {
+        sc.CUT_MESSAGES: cut.messages,
+        sc.CUT_TOKENS: cut.tokens,
+        sc.CUT_KEPT: cut.kept,
+    }
+    return {**attributes, sc.CUT_SHORTENED: cut.shortened} if cut.shortened else attributes
 
 
 def _add_oddities(attributes: dict[str, Value], event: CallEnded) -> None:
@@ -107,6 +147,7 @@ def _add_oddities(attributes: dict[str, Value], event: CallEnded) -> None:
         sc.CALL_CLAMPED: event.clamped,
         sc.CALL_CUT: event.cut,
         sc.CALL_WAITED_S: event.waited_s,
+        sc.LAST_ANSWER: event.last,
     }
     attributes.update({name: figure for name, figure in figures.items() if figure})
 

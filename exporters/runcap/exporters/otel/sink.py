@@ -18,13 +18,16 @@ from runcap.guardrails.events import (
     CallStarted,
     Event,
     LoopWarned,
+    PrefixBroken,
+    RunPaused,
     RunStopped,
+    TierSwitched,
     ToolEnded,
     ToolStarted,
 )
 
 from . import semconv as sc
-from .attributes import Value, dollars, of_balance, of_call, of_loop, of_refusal, of_run
+from .attributes import Value, dollars, of_balance, of_break, of_call, of_loop, of_refusal, of_run, of_switch
 
 _FAILED = frozenset({"refused", "error"})
 
@@ -90,6 +93,12 @@ class OTelSink:
         match event:
             case CallRefused():
                 self._note(event.parent_id, event, sc.EVENT_REFUSED, of_refusal(event))
+            case TierSwitched():
+                self._note(event.parent_id, event, sc.EVENT_TIER, of_switch(event))
+            case PrefixBroken():
+                self._note(event.parent_id, event, sc.EVENT_PREFIX, of_break(event))
+            case RunPaused():
+                self._note(event.parent_id, event, sc.EVENT_PAUSED, of_refusal(event))
             case LoopWarned():
                 self._note(event.parent_id, event, sc.EVENT_LOOP, of_loop(event))
             case BudgetWarned():
