@@ -17,10 +17,11 @@ A row is a data set, a window and a price, cached reads and writes as multiples 
 what sliding costs; `best` is runcap beside the better of full and sliding. Forgetful is not held against runcap: it
 keeps less of a history than `keep` asks for. It differs where results are larger than the window, in about one run in
 a hundred; that is where it can be cheaper, at the price of the answer just looked up.
-Runs whose pinned messages alone are larger than the window are left out of a row, for all; `left out` says how many. mini-SWE records each prompt
-as one text that grows by what a command gave; it is split there, and the answers that are recorded beside it, which
-that text leaves out, are put in between. After each cut at least `keep` of the window must be left, unless one exchange
-more would not have fitted; that is asserted.
+
+Runs whose pinned messages alone are larger than the window are left out of a row, for all; `left out` says how many.
+mini-SWE records each prompt as one text that grows by what a command gave; it is split there, and the answers that are
+recorded beside it, which that text leaves out, are put in between. After each cut at least `keep` of the window must be
+left, unless one exchange more would not have fitted; that is asserted.
 
 Second part, no data needed: milliseconds of one turn at 5,000 messages. Two new messages are taken in, then it is
 decided and the view is made; beside it `trim_messages(strategy="last")` with the same counter, on the same messages.
@@ -164,7 +165,7 @@ def shortening(run: Run, window: int, tokens: Counter) -> Run:
     messages = [*run]
     for at in [index for index, message in enumerate(run) if isinstance(message, AIMessage) and index]:
         prompt = messages[:at]
-        if prompt[-1] not in sliding(prompt, window, tokens):
+        if not {*map(id, sliding(prompt, window, tokens))} <= {*map(id, prompt)}:
             sent_last = _last_exchange(prompt, window, tokens, keep=KEEP)
             results = [message for message in sent_last if isinstance(message, ToolMessage)]
             messages[at - len(results) : at] = results
@@ -262,9 +263,8 @@ def _costs(
 
 def costs(recorded: Path, step: int) -> list[bool]:
     """Print the first part; whether its goals are met."""
-    print(
-        f"{'data set':<13}{'window':>7}{'read':>6}{'write':>6}{'full':>8}{'forgetful':>11}{'runcap':>8}{'best':>8}  left out"
-    )
+    shares_of = f"{'full':>8}{'forgetful':>11}{'runcap':>8}{'best':>8}"
+    print(f"{'data set':<13}{'window':>7}{'read':>6}{'write':>6}{shares_of}  left out")
     rows: dict[tuple[str, int, tuple[float, float]], Row] = {}
     for name, path in SETS.items():
         runs = runs_of(read(recorded / path)[::step])

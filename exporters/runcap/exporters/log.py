@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from typing import TextIO
 
 import structlog
@@ -57,7 +58,7 @@ class LogSink:
                 _warn(log, event)
 
 
-def _call(event: CallEnded) -> dict[str, object]:
+def _call(event: CallEnded) -> Mapping[str, object]:
     cost = None if event.cost_nano is None else show_usd(event.cost_nano)
     tokens = event.usage.total_tokens if event.usage else None
     left_out = event.history_cut.messages if event.history_cut is not None else None

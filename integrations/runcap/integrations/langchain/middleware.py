@@ -69,6 +69,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         self._models: dict[int, tuple[object, Any]] = {}
         self._request_class = _guarding_requests(self._guarded)
         self._steering = Steering(self.guard, self._guarded)
+        self.guard.unsteered = False
         HOOKS.register()
         own_agents_with(self, self._handler)
 

@@ -23,6 +23,11 @@ from .toolgate import admitted_already, is_in_hand
 from .toolloops import Sighting
 from .tree import Node, Tree, below, is_first_node_of_graph
 
+_UNSTEERED = (
+    "Guard(tiers=, history=) and Budget(on_breach=) are carried out by a BudgetMiddleware: nothing else can change "
+    "which model an agent calls, with which messages"
+)
+
 
 class Nodes:
     """Follows the tree of runs that LangChain reports, for one guard."""
@@ -46,6 +51,8 @@ class Nodes:
 
         None is the default run.
         """
+        if self._guard.unsteered:
+            self._guard.say_once(_UNSTEERED)
         run = scoped_run(self._guard, metadata)
         if run is None and parent is not None and parent.run is not None and not parent.run.ended:
             run = parent.run

@@ -12,12 +12,16 @@ from .tree import Node
 
 
 class Place(NamedTuple):
-    """The run, the agent by the id it is shown with, whether it is the run's root, and what names its conversation."""
+    """The run, the agent by the id it is shown with, whether it is the run's root, and what names its conversation.
+
+    A conversation that has a thread may go on in another run.
+    """
 
     run: Run
     agent_id: str | None
     root: bool
     conversation: object
+    outlives_run: bool = False
 
 
 def place_of(run: Run, node: Node | None) -> Place:
@@ -26,19 +30,21 @@ def place_of(run: Run, node: Node | None) -> Place:
     The root is the outermost such agent. A graph around it, or an agent without a middleware, can give no last answer.
     """
     agent = next((one for one in node.upward() if one.kind != "chain"), None) if node is not None else None
+    thread = _thread()
     if agent is None:
-        return Place(run, None, root=True, conversation=_conversation(run.id))
+        return Place(run, None, root=True, conversation=thread or run.id, outlives_run=thread is not None)
     agent.managed = True
     above = agent.parent.upward() if agent.parent is not None else ()
-    return Place(run, agent.id, not any(one.managed for one in above), _conversation(agent.id))
+    root = not any(one.managed for one in above)
+    return Place(run, agent.id, root, thread or agent.id, outlives_run=thread is not None)
 
 
-def _conversation(otherwise: str) -> object:
-    """The thread, the agent's own part of its checkpoints and its name; without a thread, the one invocation."""
+def _thread() -> object:
+    """The thread, the agent's own part of its checkpoints and its name; None without a thread."""
     config = var_child_runnable_config.get() or {}
     metadata = config.get("metadata") or {}
     thread = (config.get("configurable") or {}).get("thread_id")
     if thread is None:
-        return otherwise
+        return None
     namespace = str(metadata.get("langgraph_checkpoint_ns") or "").rpartition("|")[0]
     return str(thread), namespace, metadata.get("lc_agent_name")

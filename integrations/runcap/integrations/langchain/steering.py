@@ -48,7 +48,7 @@ class Steering:
         self._ladder = Ladder(guard, guarded)
         self._histories = Histories(guard, guarded, self._ladder.rungs)
         self._breach = Breach(guard)
-        self._dialogues: dict[object, Dialogue] = {}
+        self._dialogues: dict[Any, Any] = {}
         self._adding = threading.Lock()
         self._known: dict[int, tuple[object, Rung]] = {}
 
@@ -165,9 +165,9 @@ class Steering:
 
     def _dialogue(self, place: Place, own: Rung) -> Dialogue:
         with self._adding:
-            known = self._dialogues.pop(place.conversation, None)
-            known = known or Dialogue(self._guard.history, own.target)
-            _keep(self._dialogues, place.conversation, known)
+            kept = self._dialogues if place.outlives_run else place.run.notes.setdefault(self, {})
+            known: Dialogue = kept.pop(place.conversation, None) or Dialogue(self._guard.history, own.target)
+            _keep(kept, place.conversation, known)
             return known
 
 
