@@ -219,9 +219,9 @@ def test_a_guard_without_a_policy_looks_at_nothing() -> None:
     guard, seen = watching(None)
     with guard.run() as run:
         for _ in range(9):
-            assert guard.saw_tool_call(run, "search", 1) is guard.saw_tool_error(run, "search", 1) is None
-            guard.saw_tool_success(run, "search")
-        assert guard.loop_note(run, None) is None
+            assert guard.saw_tool_call(run, "search", 1) is guard.looping.failed(run, "search", 1) is None
+            guard.looping.succeeded(run, "search")
+        assert guard.looping.untold(run, None) is None
         assert run.notes == {}
     assert seen.of(LoopWarned) == []
 
@@ -257,7 +257,7 @@ def test_a_halted_loop_stops_the_run_until_a_top_up() -> None:
 def test_a_halted_error_is_not_raised_but_stops_the_run() -> None:
     guard, seen = watching(LoopPolicy(halt=3))
     with guard.run() as run:
-        found = [guard.saw_tool_error(run, "search", 7) for _ in range(5)]
+        found = [guard.looping.failed(run, "search", 7) for _ in range(5)]
         assert found == [None, None, Loop("error", 3, 1, ("search",)), None, None]
         with pytest.raises(LoopHalted, match="search failed 3 times with the same error"):
             guard.admit(request())
@@ -268,9 +268,9 @@ def test_a_success_ends_a_row_of_errors() -> None:
     guard, seen = watching(LoopPolicy(halt=3))
     with guard.run() as run:
         for _ in range(4):
-            guard.saw_tool_error(run, "search", 7)
-            guard.saw_tool_error(run, "search", 7)
-            guard.saw_tool_success(run, "search")
+            guard.looping.failed(run, "search", 7)
+            guard.looping.failed(run, "search", 7)
+            guard.looping.succeeded(run, "search")
     assert seen.of(LoopWarned) == []
 
 
@@ -300,17 +300,17 @@ def test_the_agents_of_a_run_that_are_watched_are_bounded() -> None:
 def test_a_note_for_the_agent_is_given_once_and_only_with_nudge() -> None:
     guard, _ = watching(LoopPolicy(warn=2, nudge=True))
     with guard.run() as run:
-        assert guard.loop_note(run, "a") is None
+        assert guard.looping.untold(run, "a") is None
         guard.saw_tool_call(run, "search", 1, "a")
         loop = guard.saw_tool_call(run, "search", 1, "a")
-        assert guard.loop_note(run, "b") is None
-        assert guard.loop_note(run, "a") == loop is not None
-        assert guard.loop_note(run, "a") is None
+        assert guard.looping.untold(run, "b") is None
+        assert guard.looping.untold(run, "a") == loop is not None
+        assert guard.looping.untold(run, "a") is None
     guard, _ = watching(LoopPolicy(warn=2))
     with guard.run() as run:
         guard.saw_tool_call(run, "search", 1, "a")
         guard.saw_tool_call(run, "search", 1, "a")
-        assert guard.loop_note(run, "a") is None
+        assert guard.looping.untold(run, "a") is None
 
 
 def test_a_ledger_that_fails_to_stop_the_run_lets_no_halted_call_through(caplog: pytest.LogCaptureFixture) -> None:

@@ -27,7 +27,7 @@ def serve() -> Iterator[Serve]:
     running: list[ScriptedProvider] = []
 
     def start(script: Script) -> ScriptedProvider:
-        running.append(ScriptedProvider(script).__enter__())
+        running.append(ScriptedProvider(script, keep_alive=False).__enter__())
         return running[-1]
 
     yield start

@@ -94,7 +94,7 @@ class Guard:
         self.unsteered = bool(self.tiers) or history is not None or budget.on_breach != "raise"
         """It has settings that only a middleware can carry out, and there has been none."""
         self.loops = loops
-        self._looping = Looping(loops, self)
+        self.looping = Looping(loops, self)
         self.prices = prices if prices is not None else PriceBook()
         self.ledger: Ledger = ledger if ledger is not None else MemoryLedger()
         self.clock: Clock = clock if clock is not None else SystemClock()
@@ -293,21 +293,9 @@ class Guard:
             LoopHalted: the policy halts this loop; the run is stopped and the call may not be made.
         """
         try:
-            return self._looping.called(run, name, arguments, parent_id)
+            return self.looping.called(run, name, arguments, parent_id)
         except Refused as refused:
             raise self._refused(self.new_id(), parent_id, run, refused) from None
-
-    def saw_tool_error(self, run: Run, name: str, error: int, parent_id: str | None = None) -> Loop | None:
-        """A tool call failed; `error` is a digest. Where the policy halts the loop, the next call is refused."""
-        return self._looping.failed(run, name, error, parent_id)
-
-    def saw_tool_success(self, run: Run, name: str, parent_id: str | None = None) -> None:
-        """A tool call went well."""
-        self._looping.succeeded(run, name, parent_id)
-
-    def loop_note(self, run: Run, parent_id: str | None) -> Loop | None:
-        """The last loop this agent was warned of and has not been told, with `LoopPolicy(nudge=True)`; once."""
-        return self._looping.untold(run, parent_id)
 
     def cut_short(self, permit: Permit) -> BudgetExceeded:
         """The error for an answer that was cut, where a part of it is of no use."""

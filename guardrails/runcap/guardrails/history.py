@@ -161,7 +161,9 @@ class Rolling:
     def cut(self) -> Cut | None:
         """Cut to the low-water mark, whatever that does to the cache; None where there is nothing to cut."""
         start = self._cut_to(self.policy.low)
-        return self._cut(start) if self._left(start) < self.size else None
+        left, size = self._left(start), self.size
+        allowed = left >= self.policy.low or size > self.policy.max_tokens
+        return self._cut(start) if left < size and allowed else None
 
     def can_be_cut(self) -> bool:
         """There is something that `cut` would take out."""
@@ -230,10 +232,10 @@ class Rolling:
         return max(index, 0)
 
     def _pays(self, left: int, rates: CacheRates) -> bool:
-        """What is saved in the turns expected, as many as there were, is more than writing the cache anew costs."""
+        """What is saved in the turns expected, half as many as there were, is what writing the cache anew costs."""
         read = rates.read * rates.hits + rates.write * (1 - rates.hits)
         pinned = self.fixed + sum(self._tokens(index, index + 1) for index in self._prefix())
-        saved = max(self.turns, 1) * read * (self.size - left)
+        saved = max(self.turns, 1) / 2 * read * (self.size - left)
         return saved >= (rates.write - read) * max(left - pinned, 0)
 
     def _prefix(self) -> list[int]:

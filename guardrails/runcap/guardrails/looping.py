@@ -85,7 +85,7 @@ class Looping:
             raise loop_halted(run.accounts[0], _reason(loop))
         return self._warn(run, loop, agent_id, agent)
 
-    def failed(self, run: Run, name: str, error: int, agent_id: str | None) -> Loop | None:
+    def failed(self, run: Run, name: str, error: int, agent_id: str | None = None) -> Loop | None:
         """A tool call failed. Never raises: where the policy halts, the next call is refused."""
         if not self._looks or run.stopping:
             return None
@@ -96,7 +96,7 @@ class Looping:
             return loop
         return self._warn(run, loop, agent_id, agent)
 
-    def succeeded(self, run: Run, name: str, agent_id: str | None) -> None:
+    def succeeded(self, run: Run, name: str, agent_id: str | None = None) -> None:
         """A tool call went well."""
         if self._looks:
             self._agents(run).get(agent_id).watch.succeeded(name)

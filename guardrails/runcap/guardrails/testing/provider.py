@@ -68,11 +68,17 @@ class ScriptedProvider:
     Args:
         script: what to answer.
         prices: dollars per million tokens by model, as (input, output, cached, cache write), added to list prices.
+        keep_alive: connections stay open; clients that outlive their event loop leave theirs open for good.
     """
 
     def __init__(
-        self, script: Script = Reply(text="ok"), prices: Mapping[str, tuple[str, str, str, str]] | None = None
+        self,
+        script: Script = Reply(text="ok"),
+        prices: Mapping[str, tuple[str, str, str, str]] | None = None,
+        *,
+        keep_alive: bool = True,
     ) -> None:
+        self.keep_alive = keep_alive
         self._script = script
         self._bill = Bill(prices)
         self._server: ThreadingHTTPServer | None = None
@@ -202,6 +208,11 @@ def _handler(provider: ScriptedProvider) -> type[BaseHTTPRequestHandler]:
                 provider.answer(wire, json.loads(raw), self)
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
+
+        def end_headers(self) -> None:
+            if not provider.keep_alive:
+                self.send_header("Connection", "close")
+            super().end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
             """Say nothing."""

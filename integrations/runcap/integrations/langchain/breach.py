@@ -95,7 +95,7 @@ class Breach:
         unsaid = place.run.course.unsaid
         while place.root and unsaid:
             yield unsaid.pop(0)
-        loop = self._guard.loop_note(place.run, place.agent_id)
+        loop = self._guard.looping.untold(place.run, place.agent_id)
         if loop is not None:
             yield _LOOP.format(tools=_names(loop), times=loop.times)
 

@@ -55,7 +55,7 @@ class Sighting:
         if isinstance(output, ToolMessage) and output.status == "error":
             self._failed_with(output.content)
         else:
-            self._guard.saw_tool_success(self._run, self._name, self._agent_id)
+            self._guard.looping.succeeded(self._run, self._name, self._agent_id)
         return output
 
     def failed(self, error: BaseException) -> None:
@@ -65,7 +65,7 @@ class Sighting:
 
     def _failed_with(self, what: object) -> None:
         if self._is_first("failed"):
-            self._guard.saw_tool_error(self._run, self._name, digest(what), self._agent_id)
+            self._guard.looping.failed(self._run, self._name, digest(what), self._agent_id)
 
     def _is_first(self, what: str) -> bool:
         if self._parent is None or self._tool_call_id is None:

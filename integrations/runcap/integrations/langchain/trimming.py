@@ -49,7 +49,7 @@ class Conversation:
         self._measure_fixed()
         self._rolling.extend(parts, rates)
         self._messages = [*messages]
-        if changed or (known == 0 and self._rolling.stripped):
+        if changed or (known == 0 and self._may_have_been_cut()):
             self._unbind()
 
     def decide(self, rates: CacheRates) -> Cut | None:
@@ -112,6 +112,10 @@ class Conversation:
 
     def _measure_fixed(self) -> None:
         self._rolling.fixed = self._system + (0 if self._summary is None else self._tokens(self._summary))
+
+    def _may_have_been_cut(self) -> bool:
+        """At other rates, in another process."""
+        return self._rolling.stripped > 0 or self._rolling.size > self._policy.max_tokens
 
     def _unbind(self) -> None:
         """Leave out all thinking there is: what it was bound to may have been cut elsewhere, or was changed since."""
