@@ -131,8 +131,9 @@ class Steering:
                 broken = dialogue.sends(messages, system, made.tools, rung.target, cut)
                 if broken is not None:
                     self._histories.tell_broken(broken, rung, place)
-                if dialogue.conversation.was_cut and needs_thinking(messages):
-                    made = _without_manual_thinking(made)
+            changed = self._ladder or (dialogue.conversation is not None and dialogue.conversation.was_cut)
+            if changed and needs_thinking(messages):
+                made = _without_manual_thinking(made)
         return made
 
     def _finish(
