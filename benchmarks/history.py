@@ -275,6 +275,8 @@ def costs(recorded: Path, step: int) -> list[bool]:
                 shares = f"{full:>8.3f}{forgetful:>11.3f}{ours:>8.3f}{1 + figures.above:>8.3f}"
                 left = f"{figures.left_out:>4} of {figures.runs + figures.left_out:,}"
                 print(f"{name:<13}{window:>7,}{price[0]:>6}{price[1]:>6}{shares}{left}", flush=True)
+    dearer = max(rows.items(), key=lambda item: item[1].runcap / item[1].forgetful)
+    print(f"note   beside forgetful at worst {dearer[1].runcap / dearer[1].forgetful - 1:+.1%} {dearer[0]}; no goal")
     saved = rows["retail", 4_000, (0.1, 1.0)].saved
     (name, window, price), worst = max(rows.items(), key=lambda item: item[1].above)
     where = f"{name}, {window:,}, {price[0]}x read, {price[1]}x write"

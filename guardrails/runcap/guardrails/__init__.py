@@ -22,19 +22,24 @@ from .events import (
     CallStarted,
     Event,
     LoopWarned,
+    PrefixBroken,
     RunEnded,
+    RunPaused,
     RunStarted,
     RunStopped,
     RunToppedUp,
     Sink,
+    TierSwitched,
     ToolEnded,
     ToolStarted,
 )
 from .guard import Guard
+from .history import History, HistoryTooLong
 from .ledger import Balance, Ledger, MemoryLedger
 from .loops import Loop, LoopPolicy
 from .pricing import NoPrice, PriceBook, PriceContext, PriceLike, TokenPrice
 from .run import Run
+from .tiers import Tier
 from .usage import Usage
 
 __all__ = [
@@ -51,6 +56,8 @@ __all__ = [
     "CallStarted",
     "Event",
     "Guard",
+    "History",
+    "HistoryTooLong",
     "Ledger",
     "LedgerUnavailable",
     "Loop",
@@ -59,6 +66,7 @@ __all__ = [
     "LoopWarned",
     "MemoryLedger",
     "NoPrice",
+    "PrefixBroken",
     "PriceBook",
     "PriceContext",
     "PriceLike",
@@ -66,11 +74,14 @@ __all__ = [
     "Refused",
     "Run",
     "RunEnded",
+    "RunPaused",
     "RunStarted",
     "RunStopped",
     "RunToppedUp",
     "RuncapError",
     "Sink",
+    "Tier",
+    "TierSwitched",
     "TokenPrice",
     "ToolEnded",
     "ToolStarted",

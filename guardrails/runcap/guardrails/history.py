@@ -150,7 +150,8 @@ class Rolling:
         self._decided = len(self)
         if self.size <= self.policy.max_tokens:
             return None
-        if self.size_of_rest <= self.policy.max_tokens and not self._pays(self.policy.low, rates):
+        rest = self.size_of_rest
+        if rest <= self.policy.max_tokens and not self._pays(rest, rates):
             return None  # not at its best: without going through the messages to see what a cut would leave
         start = self._cut_to(self.policy.low)
         left = self._left(start)

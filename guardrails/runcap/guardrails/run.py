@@ -80,8 +80,8 @@ class Run:
         budgets = [run.budget for run in self._chain if run.budget is not None]
         self.min_output_tokens: int = max((one.min_output_tokens for one in budgets), default=0)
         """The smallest output cap any budget it spends from allows to be set."""
-        self.course = Course()
-        """Where it is on the way to its cap."""
+        self.course: Course = parent.course if parent is not None and budget is None else Course()
+        """Where it is on the way to its cap; without a cap of its own, where the run around it is."""
         self.on_breach: OnBreach = next((one.on_breach for one in budgets), "raise")
         """What a middleware does at the cap; the innermost budget says."""
         finishing = [one.finish_max_input for one in budgets if one.on_breach == "finish"]

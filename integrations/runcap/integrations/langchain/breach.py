@@ -37,12 +37,12 @@ class Breach:
 
     def how(self, run: Run, refused: Refused) -> OnBreach:
         """What to do about a refusal: only a cap of this run, or a loop in it, is a breach."""
-        ours = any(outer.id == refused.run_id for outer in run.outward())
-        if not ours or (refused.unit is None and not isinstance(refused, LoopHalted)):
+        capped = next((outer for outer in run.outward() if outer.id == refused.run_id), None)
+        if capped is None or (refused.unit is None and not isinstance(refused, LoopHalted)):
             return "raise"
-        if run.on_breach == "ask" and (refused.unit == "seconds" or not asking.can_interrupt()):
+        if capped.on_breach == "ask" and (refused.unit == "seconds" or not asking.can_interrupt()):
             return "raise"
-        return run.on_breach
+        return capped.on_breach
 
     def finish(
         self,

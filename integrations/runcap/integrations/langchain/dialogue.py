@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,16 +10,25 @@ from typing import Any, NamedTuple
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
 from runcap.guardrails.history import CacheRates, Cut, History
+from runcap.guardrails.usage import Usage
 
 from .parts import measure
+from .providers import once
 from .rewriting import Rewriter, Target
 from .rungs import Rung
 from .trimming import Conversation
+from .usage import read_usage
 
 _CACHEABLE = 2_048
 """Tokens of a prompt below which nothing is learnt from its not being cached: providers cache from 1,024 or more."""
 
 _WEIGHT = 0.5
+_RECENT = 32
+"""Messages among which the shortest answer is looked for."""
+
+_DATED = re.compile(r"(-latest|[-@:]\d.*)?")
+_CACHES_WHEN_TOLD = ("anthropic", "aws")
+"""Providers that cache what a request says, and count it as written; others do so by themselves, and may not tell."""
 
 
 class Break(NamedTuple):
@@ -26,6 +36,24 @@ class Break(NamedTuple):
 
     what: str
     tokens: int
+
+
+class Least(NamedTuple):
+    """The least that a call takes: tokens of its prompt, of these cached ones, and tokens of an answer.
+
+    `writes` says that what is not cached yet will be, at a price; `by` is the answer that caches are warm from.
+    """
+
+    tokens: int
+    cached: int
+    output: int
+    writes: bool
+    by: AIMessage | None
+
+    def is_cached_with(self, target: Target, *, unless: Target) -> bool:
+        """It is this one's cache, not that of the other: where neither says so, this one's."""
+        maker = _maker(self.by)
+        return _is_named(maker, target.model) or not _is_named(maker, unless.model)
 
 
 class Dialogue:
@@ -38,6 +66,8 @@ class Dialogue:
         """The share of what the provider could have read from its cache that it did."""
         self.cached = 0
         """Tokens of the prompt before, as the provider counted them: what a like one can find cached."""
+        self._by: str | None = None
+        self._cut = False
         self._rewriters: dict[Target, Rewriter] = {}
         self._told: dict[int, tuple[BaseMessage, BaseMessage]] = {}
         self._before: list[BaseMessage] = []
@@ -97,35 +127,42 @@ class Dialogue:
         """The system prompt as this target takes it."""
         return Rewriter(target).rewrite([system])
 
-    def expected_tokens(self, messages: Sequence[BaseMessage], target: Target) -> int:
-        """Tokens of a prompt of these messages: as the provider counted them up to its last answer, then about."""
+    def expects(self, messages: Sequence[BaseMessage], target: Target) -> Least:
+        """What a call with these messages takes at least, by what was counted of it for its last answer."""
         new: list[BaseMessage] = []
         for message in reversed(messages):
-            if isinstance(message, AIMessage) and message.usage_metadata and self.cached:
-                counted = message.usage_metadata["input_tokens"] + message.usage_metadata["output_tokens"]
-                return counted + _tokens(new, target)
+            usage = _usage_of(message)
+            if usage is not None and isinstance(message, AIMessage):
+                said = usage.output_tokens - usage.reasoning_tokens  # no one is sent the reasoning again
+                written = usage.cache_write_tokens > 0
+                return Least(
+                    usage.input_tokens + said + _tokens(new, target) // 2,
+                    0 if self._cut else int(_readable(usage, target) * self.hits),
+                    min(one.output_tokens for one in map(_usage_of, messages[-_RECENT:]) if one is not None),
+                    written,
+                    message,
+                )
             new.append(message)
-        return _tokens(new, target)
+        return Least(_tokens(new, target) // 2, 0, 0, writes=False, by=None)
 
     def answered(self, answer: AIMessage | None) -> None:
         """What an answer tells of the provider's cache."""
-        usage = answer.usage_metadata if answer is not None else None
-        if not usage:
+        usage = _usage_of(answer)
+        if answer is None or usage is None:
             return
-        details = usage.get("input_token_details") or {}
-        read = details.get("cache_read") or 0
-        if self.cached >= _CACHEABLE:
-            share = min(read / self.cached, 1.0)
+        # Another model than the one before had nothing to read, and tells nothing of how long caches last.
+        if self.cached >= _CACHEABLE and self._by == _maker(answer):
+            share = min(usage.cache_read_tokens / self.cached, 1.0)
             self.hits += _WEIGHT * (share - self.hits)
-        self.cached = usage["input_tokens"]
+        self._by, self._cut, self.cached = _maker(answer), False, usage.input_tokens
 
     def cools(self) -> None:
-        """The next prompt is new to the provider: of another model, or cut."""
-        self.cached = 0
+        """The next prompt is new to the provider, for it is cut."""
+        self._cut, self.cached = True, 0
 
     @staticmethod
     def _writes(rung: Rung) -> bool:
-        return rung.target.provider in ("anthropic", "aws")
+        return rung.target.provider in _CACHES_WHEN_TOLD
 
 
 def with_text(content: str | list[Any], text: str) -> str | list[Any]:
@@ -153,3 +190,27 @@ def _name_of(tool: Any) -> str:
         function = tool.get("function")
         return str(tool.get("name") or (function or {}).get("name") or tool.get("type"))
     return str(getattr(tool, "name", tool))
+
+
+def _usage_of(message: BaseMessage | None) -> Usage | None:
+    usage = read_usage(message, None) if isinstance(message, AIMessage) and message.usage_metadata else None
+    return usage if usage is not None and usage.input_tokens else None
+
+
+def _readable(usage: Usage, target: Target) -> int:
+    """Tokens of a prompt that the next one may find cached."""
+    if target.provider in _CACHES_WHEN_TOLD:
+        return usage.cache_read_tokens + usage.cache_write_tokens
+    return usage.input_tokens
+
+
+def _maker(message: AIMessage | None) -> str | None:
+    name = message.response_metadata.get("model_name") if message is not None else None
+    return once(name) if isinstance(name, str) else None
+
+
+def _is_named(name: str | None, model: str | None) -> bool:
+    """The name a provider gave is this model's, with a date or without."""
+    if name is None or model is None or not name.startswith(model):
+        return False
+    return _DATED.fullmatch(name[len(model) :]) is not None

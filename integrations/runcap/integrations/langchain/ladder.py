@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import Any
 
 from langchain_core.messages import BaseMessage, HumanMessage
 
-from runcap.guardrails.estimate import OUTPUT_EXPECTED
+from runcap.guardrails.estimate import EXPECTED_PER_BYTE, EXPECTED_PER_BYTE_OTHERWISE
 from runcap.guardrails.events import TierSwitched
 from runcap.guardrails.guard import Guard
 from runcap.guardrails.tiers import rung_at, share_used
 
 from .dialogue import Dialogue
 from .place import Place
+from .rewriting import Target
 from .rungs import Rung, cost_of, index_of, made_rungs
 
 
@@ -33,14 +35,18 @@ class Ladder:
         wanted = rung_at(self._guard.tiers, self._share(place))
         if wanted <= now or not self._may_turn(messages):
             return now
-        return wanted if self._saves(self.at(wanted, own), self.at(now, own), dialogue, messages) else now
+        below, old = range(wanted, now, -1), self.at(now, own)
+        return next((one for one in below if self._saves(self.rungs[one], old, dialogue, messages)), now)
 
     def at(self, index: int, own: Rung) -> Rung:
-        """The model of a rung: at the top the agent's own, where it has another."""
-        return self.rungs[index] if index or index_of(self.rungs, own.target) is not None else own
+        """The model of a rung: the agent's own down to where that stands."""
+        return own if index <= (index_of(self.rungs, own.target) or 0) else self.rungs[index]
 
     def stand(self, place: Place, index: int, rung: Rung, *, forced: bool) -> None:
-        """A call was made on this rung: the run goes no higher from now on."""
+        """A call was made on this rung: the run goes no higher from now on.
+
+        An agent that was given a lower tier for its own model stays there alone.
+        """
 
         def tell(before: str | None) -> None:
             self._guard.emit(
@@ -55,20 +61,29 @@ class Ladder:
                 )
             )
 
-        place.run.course.descend(index, rung.name, tell)
+        place.run.course.descend(index if rung is self.rungs[index] else 0, rung.name, tell)
 
     def _share(self, place: Place) -> float:
         return share_used([self._guard.ledger.balance(account.id) for account in place.run.accounts])
 
     def _may_turn(self, messages: Sequence[BaseMessage]) -> bool:
-        return self._guard.switch_at == "any" or isinstance(messages[-1], HumanMessage)
+        return self._guard.switch_at == "any" or isinstance(messages[-1] if messages else None, HumanMessage)
 
     def _saves(self, new: Rung, old: Rung, dialogue: Dialogue, messages: Sequence[BaseMessage]) -> bool:
-        """The call is expected to cost less than with the model before: the new one has nothing of it cached."""
-        tokens = dialogue.expected_tokens(messages, old.target)
-        cached = min(int(dialogue.cached * dialogue.hits), tokens)
-        # Of the same length from both: what a model's answers are like that has not answered yet is not known.
-        output = int(self._guard.typical_output.get(old.target.model) or OUTPUT_EXPECTED)
-        cold = cost_of(new, cached=0, tokens=tokens, output=output)
-        warm = cost_of(old, cached=cached, tokens=tokens, output=output)
+        """The call costs less than with the model before: the new one has nothing of it cached.
+
+        Weighed at its smallest, for what is not cached yet, and the answer, is where the cheaper model saves.
+        """
+        least = dialogue.expects(messages, old.target)
+        more = _tokens_as(new.target, old.target)
+        tokens, output = ceil(least.tokens * more), ceil(least.output * more)
+        cached = least.cached if least.is_cached_with(old.target, unless=new.target) else 0
+        warm = cost_of(old, cached=cached, tokens=least.tokens, output=least.output, writes=least.writes)
+        cold = cost_of(new, cached=least.cached - cached, tokens=tokens, output=output, writes=True)
         return cold is None or warm is None or cold < warm
+
+
+def _tokens_as(new: Target, old: Target) -> float:
+    """Tokens a text is to the new model, for each that it is to the old one; at least one."""
+    one, other = (EXPECTED_PER_BYTE.get(at.provider or "", EXPECTED_PER_BYTE_OTHERWISE) for at in (new, old))
+    return max(one / other, 1.0)

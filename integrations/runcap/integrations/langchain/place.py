@@ -27,7 +27,8 @@ class Place(NamedTuple):
 def place_of(run: Run, node: Node | None) -> Place:
     """Where this code runs: in a node of an agent that has our middleware.
 
-    The root is the outermost such agent. A graph around it, or an agent without a middleware, can give no last answer.
+    The root is the outermost such agent under the cap of the run. A graph around it, or an agent without a middleware,
+    can give no last answer.
     """
     agent = next((one for one in node.upward() if one.kind != "chain"), None) if node is not None else None
     thread = _thread()
@@ -35,7 +36,7 @@ def place_of(run: Run, node: Node | None) -> Place:
         return Place(run, None, root=True, conversation=thread or run.id, outlives_run=thread is not None)
     agent.managed = True
     above = agent.parent.upward() if agent.parent is not None else ()
-    root = not any(one.managed for one in above)
+    root = not any(one.managed and one.run is not None and one.run.course is run.course for one in above)
     return Place(run, agent.id, root, thread or agent.id, outlives_run=thread is not None)
 
 

@@ -102,12 +102,16 @@ def _portable_choice(choice: Any) -> Any:
     return name or (choice.get("type") if choice.get("type") in _CHOICES else None)
 
 
-def cost_of(rung: Rung, *, cached: int, tokens: int, output: int) -> int | None:
-    """Nano-dollars a call is expected to cost, `cached` of its `tokens` read from a cache; None without a price."""
+def cost_of(rung: Rung, *, cached: int, tokens: int, output: int, writes: bool) -> int | None:
+    """Nano-dollars a call is expected to cost, `cached` of its `tokens` read from a cache; None without a price.
+
+    With `writes`, the others are written to it, at the price of that where there is one.
+    """
     if rung.card is None:
         return None
     rates = rung.card.rates(tokens)
-    total = rates.cache_read * cached + rates.plain_input * (tokens - cached) + (rates.output or 0) * output
+    fresh = max(rates.plain_input, rates.cache_write) if writes else rates.plain_input
+    total = rates.cache_read * cached + fresh * (tokens - cached) + (rates.output or 0) * output
     return total // 1_000_000 + rung.card.per_request
 
 

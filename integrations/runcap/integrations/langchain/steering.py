@@ -18,6 +18,7 @@ from runcap.guardrails.course import Purpose
 from runcap.guardrails.errors import BudgetExceeded, LoopHalted, Refused
 from runcap.guardrails.guard import Guard
 from runcap.guardrails.history import Cut
+from runcap.guardrails.run import Run
 
 from .breach import Breach
 from .dialogue import Dialogue
@@ -97,7 +98,7 @@ class Steering:
             try:
                 answer = yield Attempt(self._made(request, place, own.target, dialogue, rung, cut), purpose)
             except BudgetExceeded as refused:
-                if not ways or place.run.stopped is not None or not _is_for_money(refused):
+                if not ways or not _is_for_money(refused, place.run):
                     raise
                 continue
             if self._ladder:
@@ -178,8 +179,10 @@ def _keep(kept: dict[Any, Any], key: object, value: object) -> None:
     kept[key] = value
 
 
-def _is_for_money(refused: Refused) -> bool:
-    return refused.unit in UNITS[:HELD_UNITS]
+def _is_for_money(refused: Refused, run: Run) -> bool:
+    """There may be another way: it is this run that lacks money, and it was not stopped for that."""
+    ours = any(outer.id == refused.run_id for outer in run.outward())
+    return ours and refused.unit in UNITS[:HELD_UNITS] and all(outer.stopped is None for outer in run.outward())
 
 
 def _without_manual_thinking(request: ModelRequest[Any]) -> ModelRequest[Any]:
