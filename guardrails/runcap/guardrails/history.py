@@ -16,6 +16,9 @@ from .errors import RefusalDetails, Refused
 
 Role = Literal["system", "user", "assistant", "tool"]
 
+WALL = 2
+"""Times `max_tokens` at which a history is cut, whatever that costs."""
+
 SHORTEST = 48
 """Tokens a tool result is shortened to at the least: with fewer it says nothing, and the history is an error."""
 
@@ -25,7 +28,8 @@ class History:
     """How much of a conversation is sent with each call. The agent's own state keeps all of it.
 
     Past `max_tokens` it is cut to `keep` of that in one step, so that the prompt's prefix, and the provider's cache of
-    it, then stays the same for many turns. A cut that costs more than it saves, as the cache is priced, waits.
+    it, then stays the same for many turns. A cut that costs more than it saves, as the cache is priced, waits: at the
+    most until the history is twice as long.
 
     Args:
         max_tokens: the high-water mark, in tokens of messages.
@@ -234,6 +238,8 @@ class Rolling:
 
     def _pays(self, left: int, rates: CacheRates) -> bool:
         """What is saved in the turns expected, half as many as there were, is what writing the cache anew costs."""
+        if self.size > WALL * self.policy.max_tokens:
+            return True
         read = rates.read * rates.hits + rates.write * (1 - rates.hits)
         pinned = self.fixed + sum(self._tokens(index, index + 1) for index in self._prefix())
         saved = max(self.turns, 1) / 2 * read * (self.size - left)

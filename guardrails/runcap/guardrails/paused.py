@@ -20,20 +20,17 @@ class PausedRuns:
         return len(self._by_thread)
 
     def put(self, thread: str, run: Run) -> None:
-        """This run waits on this thread."""
-        run.pause()
+        """This run waits on this thread. One that waited there before ends."""
         with self._lock:
+            gone = self._by_thread.pop(thread, None)
             self._by_thread[thread] = run
-            first = next(iter(self._by_thread))
-            gone = self._by_thread.pop(first) if len(self._by_thread) > _KEPT else None
-        if gone is not None:
+            if len(self._by_thread) > _KEPT:
+                gone = self._by_thread.pop(next(iter(self._by_thread)))
+        if gone is not None and gone is not run:
             gone.end()
 
     def take(self, thread: str) -> Run | None:
-        """The run that waits on this thread, going on; None where none does."""
+        """The run that waits on this thread, which waits no longer; None where none does."""
         with self._lock:
             run = self._by_thread.pop(thread, None)
-        if run is None or run.ended:
-            return None
-        run.go_on()
-        return run
+        return None if run is None or run.ended else run

@@ -286,7 +286,8 @@ class Run:
 
     def elapsed(self) -> float:
         """Seconds since the run began, without those it was paused for."""
-        return (self._paused or self._guard.clock.monotonic()) - self._started
+        now = self._guard.clock.monotonic() if self._paused is None else self._paused
+        return now - self._started
 
     @property
     def paused(self) -> bool:
@@ -295,7 +296,8 @@ class Run:
 
     def pause(self) -> None:
         """Stop its clock."""
-        self._paused = self._paused or self._guard.clock.monotonic()
+        if self._paused is None:
+            self._paused = self._guard.clock.monotonic()
 
     def go_on(self) -> None:
         """Let its clock run again."""

@@ -37,16 +37,12 @@ def can_interrupt() -> bool:
     return _configurable().get("__pregel_checkpointer") is not None
 
 
-def thread_id() -> str | None:
-    """The thread of the graph around this call."""
-    thread = _configurable().get("thread_id")
-    return None if thread is None else str(thread)
-
-
 def question(refused: Refused) -> dict[str, Any]:
-    """What the interrupt says: the numbers, as strings, and how to answer."""
-    numbers = {name: str(getattr(refused, name)) for name in ("cap", "spent", "held", "unknown", "needed")}
-    return {"type": KIND, "run_id": refused.run_id, "unit": refused.unit, **numbers, "resume_with": _EXAMPLE}
+    """What the interrupt says: the numbers, as strings, and how to answer. A run halted as a loop has none."""
+    what: dict[str, Any] = {"type": KIND, "run_id": refused.run_id, "unit": refused.unit, "reason": refused.details.reason}
+    if refused.unit is not None:
+        what |= {name: f"{getattr(refused, name):f}" for name in ("cap", "spent", "held", "unknown", "needed")}
+    return {**what, "resume_with": _EXAMPLE}
 
 
 def key_of(run: Run, number: int) -> str:

@@ -74,16 +74,13 @@ class Breach:
             GraphInterrupt: there is no answer yet.
             ValueError: the answer is none.
         """
-        run, thread = place.run, asking.thread_id()
-        if thread is not None:
-            self._guard.paused.put(thread, run)
+        run = place.run
         try:
             answer = interrupt(asking.question(refused))
         except BaseException:
+            run.pause()
             self._tell_paused(place, refused)
             raise
-        if thread is not None:
-            self._guard.paused.take(thread)
         extra = asking.read_answer(answer)
         if not extra:
             raise bubbling(refused)

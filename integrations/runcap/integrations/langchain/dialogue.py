@@ -69,7 +69,8 @@ class Dialogue:
         self._by: str | None = None
         self._cut = False
         self._rewriters: dict[Target, Rewriter] = {}
-        self._told: dict[int, tuple[BaseMessage, BaseMessage]] = {}
+        self._told: dict[object, list[str]] = {}
+        self._made: dict[object, tuple[BaseMessage, int, BaseMessage]] = {}
         self._before: list[BaseMessage] = []
         self._system: str | None = None
         self._tools: tuple[str, ...] = ()
@@ -87,14 +88,22 @@ class Dialogue:
         """Say something to the agent at the end of the last message; it stays there in later prompts too."""
         last = messages[-1]
         if isinstance(last, (HumanMessage, ToolMessage)):
-            known = self._told.get(id(last), (last, last))[1]
-            self._told[id(last)] = (last, known.model_copy(update={"content": with_text(known.content, text)}))
+            self._told.setdefault(_key(last), []).append(text)
 
     def told(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
         """The messages, with what was told."""
-        if not self._told:
-            return [*messages]
-        return [self._told.get(id(one), (one, one))[1] for one in messages]
+        return [self._with_told(one) for one in messages] if self._told else [*messages]
+
+    def _with_told(self, message: BaseMessage) -> BaseMessage:
+        texts = self._told.get(_key(message))
+        if texts is None:
+            return message
+        known = self._made.get(_key(message))
+        if known is None or known[0] is not message or known[1] != len(texts):
+            content = with_text(message.content, "\n\n".join(texts))
+            known = (message, len(texts), message.model_copy(update={"content": content}))
+            self._made[_key(message)] = known
+        return known[2]
 
     def rewritten(self, messages: Sequence[BaseMessage], target: Target) -> list[BaseMessage]:
         """The messages as this target takes them."""
@@ -163,6 +172,11 @@ class Dialogue:
     @staticmethod
     def _writes(rung: Rung) -> bool:
         return rung.target.provider in _CACHES_WHEN_TOLD
+
+
+def _key(message: BaseMessage) -> object:
+    """Names a message, also when it was loaded anew or shortened, where the agent's state gave it an id."""
+    return message.id or id(message)
 
 
 def with_text(content: str | list[Any], text: str) -> str | list[Any]:

@@ -19,6 +19,7 @@ from runcap.guardrails.run import Run
 from .attachment import Attachment, Marked, check_guard
 from .failures import outcome
 from .quiet import is_start_of_text_llm
+from .scope import goes_on
 from .settling import size_of, size_of_chunk
 
 _log = logging.getLogger("runcap")
@@ -82,7 +83,7 @@ class BudgetCallbackHandler(BaseCallbackHandler):
     def on_chain_start(
         self,
         serialized: dict[str, Any] | None,
-        inputs: dict[str, Any],
+        inputs: Any,
         *,
         run_id: UUID,
         parent_run_id: UUID | None = None,
@@ -92,7 +93,8 @@ class BudgetCallbackHandler(BaseCallbackHandler):
         """Note who called whom; a graph is recognised by its first node."""
         self.guard.calls.drain()
         name = str(kwargs.get("name") or "chain")
-        self._nodes.begin_chain(run_id, self._nodes.get(parent_run_id), name, metadata or {})
+        parent = self._nodes.get(parent_run_id)
+        self._nodes.begin_chain(run_id, parent, name, metadata or {}, resumed=goes_on(inputs))
 
     @_never_raises
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:

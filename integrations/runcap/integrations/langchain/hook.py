@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, NamedTuple, cast
 from uuid import UUID
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables.config import var_child_runnable_config
@@ -21,6 +21,7 @@ from langchain_core.tracers.context import register_configure_hook
 from .attachment import Marked
 from .handler import BudgetCallbackHandler
 from .quiet import is_start_of_text_llm
+from .scope import goes_on
 
 _Handlers = tuple[BudgetCallbackHandler, ...]
 
@@ -87,6 +88,8 @@ class BudgetHook(BaseCallbackHandler):
             _own(run_id, _middleware_of_caller())
         if parent_run_id is not None and "langgraph_node" in (kwargs.get("metadata") or ()):
             _graphs[run_id] = _Graph(parent_run_id, kwargs.get("metadata") or {}, str(kwargs.get("name") or "node"))
+        if goes_on(inputs):
+            _resumed.add(run_id)
         parent_run_id = parent_of(parent_run_id)
         for one in self._begin(run_id, parent_run_id):
             one.on_chain_start(serialized, inputs, run_id=run_id, parent_run_id=parent_run_id, **kwargs)
@@ -181,6 +184,7 @@ class _Graph(NamedTuple):
 # Weakly by LangChain's own run ids: its run managers hold the very id as long as a run lasts.
 _owners: WeakKeyDictionary[UUID, _Handlers] = WeakKeyDictionary()
 _graphs: WeakKeyDictionary[UUID, _Graph] = WeakKeyDictionary()
+_resumed: WeakSet[UUID] = WeakSet()
 
 
 # Those who own the agents they are in.
@@ -238,7 +242,8 @@ def own_agent(handler: BudgetCallbackHandler) -> None:
         _owners[node_id] = (*of_node, handler)
         name = str(graph.metadata.get("lc_agent_name") or "LangGraph")
         above = {key: value for key, value in graph.metadata.items() if not key.startswith("langgraph_")}
-        handler.on_chain_start(None, {}, run_id=graph.run_id, name=name, metadata=above)
+        inputs = None if graph.run_id in _resumed else {}
+        handler.on_chain_start(None, inputs, run_id=graph.run_id, name=name, metadata=above)
         handler.on_chain_start(
             None, {}, run_id=node_id, parent_run_id=graph.run_id, name=graph.node, metadata=graph.metadata
         )

@@ -213,7 +213,9 @@ class _Asking(BudgetMiddleware):
 
 def _answer(request: Any, run: Run, refused: Refused) -> ToolMessage:
     """A ToolMessage in place of the tool's, where the run is over anyway: its next model call says so aloud."""
-    if run.stopped is None or getattr(request.tool, "return_direct", False):
+    over = run.stopped is not None or refused.unit == "seconds"
+    passed_off = getattr(request.tool, "return_direct", False) and run.on_breach != "finish"
+    if passed_off or not over:
         raise refused
     call = request.tool_call
     text = f"Not done: the budget of this run is used up ({refused.unit or 'stopped'})."

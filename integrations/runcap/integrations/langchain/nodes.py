@@ -58,14 +58,18 @@ class Nodes:
             run = parent.run
         return run
 
-    def begin_chain(self, run_id: UUID, parent: Node | None, name: str, metadata: Mapping[str, Any]) -> None:
+    def begin_chain(
+        self, run_id: UUID, parent: Node | None, name: str, metadata: Mapping[str, Any], *, resumed: bool = False
+    ) -> None:
         """A chain began; the first node of a graph makes its parent an agent."""
         if parent is not None and is_first_node_of_graph(parent, metadata):
             # Parallel branches are all first: one of them begins the agent, the others wait until it has begun.
             with self._beginning:
                 if parent.kind == "chain":
                     self._begin_agent(parent, metadata)
-        self._add(self._node(run_id, parent, "chain", name, metadata), run_id)
+        node = self._node(run_id, parent, "chain", name, metadata)
+        node.resumed = resumed
+        self._add(node, run_id)
 
     def begin_tool(
         self,
@@ -152,8 +156,8 @@ class Nodes:
         self._guard.calls.unclaim(key)
         if node.run is not None and node.kind != "chain":
             self._tell_end(node, node.run, how, error_type)
-        if node.run is not None and node.owns_run and not node.run.paused:
-            node.run.end()
+        if node.run is not None and node.owns_run:
+            self._end_run(node.run, how)
 
     def watch(self, run_id: UUID, key: str) -> ref[object]:
         """Notice when nobody reports the end of something: LangChain's run manager holds the id until then.
@@ -175,6 +179,12 @@ class Nodes:
 
         return ref(run_id, lost)
 
+    def _end_run(self, run: Run, how: Outcome) -> None:
+        if run.paused and how == "interrupted" and run.info.conversation_id is not None:
+            self._guard.paused.put(run.info.conversation_id, run)
+        else:
+            run.end()
+
     def _run_here(self) -> Run | None:
         """The run of the tool or node this code runs in, as LangChain's own context tells."""
         callbacks = (var_child_runnable_config.get() or {}).get("callbacks")
@@ -192,8 +202,10 @@ class Nodes:
     def _begin_agent(self, node: Node, metadata: Mapping[str, Any]) -> None:
         if node.run is None:
             node.run = scoped_run(self._guard, metadata)
+            if node.run is not None:
+                node.run.go_on()  # where it was paused, it is this agent that was asked about
         if node.run is None:
-            node.run, node.owns_run = agent_run(self._guard, metadata), True
+            node.run, node.owns_run = agent_run(self._guard, metadata, resumed=node.resumed), True
         self.last_run = node.run
         shown = node.parent.shown() if node.parent is not None else None
         started = AgentStarted(

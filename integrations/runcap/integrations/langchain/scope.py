@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from langchain_core.runnables.config import var_child_runnable_config
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runcap.guardrails.guard import Guard
@@ -55,15 +56,27 @@ def scoped_run(guard: Guard, metadata: Mapping[str, Any]) -> Run | None:
     return guard.named_run(told.run_id, told.tags) if told.run_id else None
 
 
-def agent_run(guard: Guard, metadata: Mapping[str, Any]) -> Run:
+def goes_on(inputs: object) -> bool:
+    """A graph called with this goes on where its thread stopped: a `Command` or nothing, to it or to one around it."""
+    if inputs is None or type(inputs).__name__ == "Command":
+        return True
+    around = (var_child_runnable_config.get() or {}).get("configurable") or {}
+    return around.get("__pregel_resuming") is True
+
+
+def agent_run(guard: Guard, metadata: Mapping[str, Any], *, resumed: bool) -> Run:
     """A run of its own for a root agent: the whole budget, the tags of its metadata, its thread as conversation.
 
-    Where a run of its thread waits for a person's answer, it is that run, going on.
+    Where a run of its thread waits for a person's answer, and the agent is resumed, it is that run, going on. What
+    begins anew on the thread leaves that question unanswered for good.
     """
     thread = metadata.get("thread_id")
     waiting = guard.paused.take(str(thread)) if thread is not None else None
-    if waiting is not None:
+    if waiting is not None and resumed:
+        waiting.go_on()
         return waiting
+    if waiting is not None:
+        waiting.end()
     return guard.open_run(
         tags=read_metadata(metadata).tags, conversation_id=str(thread) if thread is not None else None
     )

@@ -19,7 +19,7 @@ class Node:
 
     __slots__ = (
         *("calls", "children", "id", "kind", "name", "namespace"),
-        *("managed", "owns_run", "parent", "paused", "run", "seen", "sighting", "started_ns", "watch"),
+        *("managed", "owns_run", "parent", "paused", "resumed", "run", "seen", "sighting", "started_ns", "watch"),
     )
 
     def __init__(
@@ -35,6 +35,7 @@ class Node:
         self.owns_run = False
         self.managed = False
         self.paused = False
+        self.resumed = False
         self.children: dict[str, Node] = {}
         self.calls: set[str] = set()
         self.watch: ref[object] | None = None
