@@ -32,7 +32,7 @@ def test_the_snippets_run() -> None:
         assert re.fullmatch(r"0\.\d+ 1 Usage\(input_tokens=\d+, output_tokens=\d+, .*\)", told)
     assert re.fullmatch(r"0\.\d+", attached)
     assert re.fullmatch(r"0\.\d+ 1\.\d+ 0", run)
-    assert provider.received == 7
+    assert provider.received == 8
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
