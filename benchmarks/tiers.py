@@ -8,8 +8,8 @@ in whole: an answer cut by an output cap ends it. Where mini-SWE recorded prompt
 messages it grew by, as in benchmarks/history.py.
 
 The provider counts a quarter token a byte and keeps a cache for each model: the messages that a prompt has in common
-with the one before it to that model are read from it, for the rest OpenAI takes the plain price and Anthropic that of
-a write. Its bill is priced by genai-prices, not by runcap.
+with the one before it to that model are read from it, with OpenAI from 1,024 tokens on. For the rest OpenAI takes the
+plain price and Anthropic that of a write. The bill is priced by genai-prices, not by runcap.
 
 ends      runs that reach their end, without and with the ladder; `lost`: only without
 highest   the largest share of its cap that a run cost
@@ -63,6 +63,7 @@ SETS = {
 }
 STEPS = {"retail": 1, "sql": 10, "mini-SWE": 1}
 """Of the SQL episodes one in ten is taken: there are a thousand, and all are alike."""
+SHORTEST = 1_024
 LADDERS = {
     "gpt-4o": ("openai", ("gpt-4o", None), ("gpt-4o-mini", 0.6)),
     "sonnet": ("anthropic", ("claude-sonnet-4-5", None), ("claude-haiku-4-5", 0.6)),
@@ -128,7 +129,8 @@ class Seller:
             if one != other:
                 break
             cached += other[1]
-        return cached
+        # What OpenAI documents; Anthropic's shortest differs by model.
+        return 0 if self.provider == "openai" and cached < SHORTEST else cached
 
     def _price(self, model: str, total: int, cached: int, output: int) -> Decimal:
         written = total - cached if self._writes else 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from runcap.guardrails.amounts import ZERO, Amounts, Caps
+from runcap.guardrails.amounts import UNITS, ZERO, Amounts, Caps
 from runcap.guardrails.ledger import Account, Grant, Ledger, Offer, Refusal
 
 
@@ -191,6 +191,93 @@ class LedgerContract:
         assert balance.held == ZERO
         assert balance.in_flight == 0
         assert 1_000 - balance.spent.nano < 7, "the last affordable call was refused"
+
+    @pytest.mark.parametrize("unit", range(4), ids=UNITS)
+    def test_spare_stays_free_beside_the_hold_in_every_unit(self, ledger: Ledger, unit: int) -> None:
+        def amounts(size: int) -> Amounts:
+            return ZERO._replace(**{Amounts._fields[unit]: size})
+
+        capped = Account("run:a", Caps(**{Amounts._fields[unit]: 10}))
+        most = Offer(amounts(7), amounts(7), ZERO, amounts(4))
+        refusal = ledger.reserve("c", (most,), (capped,))
+        assert isinstance(refusal, Refusal)
+        assert refusal.unit == UNITS[unit]
+        assert refusal.needed[unit] == 11, "a refusal says the whole room that is needed"
+        assert ledger.balance("run:a").used == ZERO
+        assert isinstance(ledger.reserve("d", (most._replace(spare=amounts(3)),), (capped,)), Grant)
+        assert ledger.balance("run:a").used == amounts(7), "spare is kept free, not held"
+
+    def test_a_hold_is_cut_to_what_is_free_beside_spare(self, ledger: Ledger) -> None:
+        grant = ledger.reserve("c", (offer(300, least=50)._replace(spare=Amounts(nano=40)),), (account(),))
+        assert isinstance(grant, Grant)
+        assert grant.amount == Amounts(nano=60, steps=1)
+        assert isinstance(ledger.reserve("last", (offer(40),), (account(),)), Grant)
+
+    def test_spare_is_kept_free_in_every_account(self, ledger: Ledger) -> None:
+        child, root = account("run:child", 100), account("run:root", 60)
+        spared = offer(50)._replace(spare=Amounts(nano=20))
+        refusal = ledger.reserve("c", (spared,), (child, root))
+        assert isinstance(refusal, Refusal)
+        assert refusal.account.id == "run:root"
+        assert isinstance(ledger.reserve("d", (spared._replace(spare=Amounts(nano=10)),), (child, root)), Grant)
+
+    def test_each_offer_keeps_its_own_spare(self, ledger: Ledger) -> None:
+        dear, cheap = offer(60)._replace(spare=Amounts(nano=60)), offer(50)._replace(spare=Amounts(nano=50))
+        grant = ledger.reserve("c", (dear, cheap), (account(),))
+        assert isinstance(grant, Grant)
+        assert grant.offer == 1
+
+    @pytest.mark.parametrize("reason", ["cap:usd", "cap:steps", "loop: look_up, 3 times"])
+    def test_the_last_answer_is_granted_after_a_cap_or_a_loop(self, ledger: Ledger, reason: str) -> None:
+        ledger.reserve("c", (offer(60),), (account(),))
+        ledger.settle("c", Amounts(nano=60))
+        ledger.stop("run:a", reason)
+        assert isinstance(ledger.reserve("d", (offer(1),), (account(),)), Refusal)
+        last = offer(30, least=10)._replace(last=True)
+        assert isinstance(ledger.reserve("last", (last,), (account(),)), Grant)
+        balance = ledger.balance("run:a")
+        assert (balance.stopped, balance.held.nano) == (reason, 30)
+        over = ledger.reserve("more", (last,), (account(),))
+        assert isinstance(over, Grant)
+        assert over.amount.nano == 10, "never above the cap"
+        refusal = ledger.reserve("yet more", (last,), (account(),))
+        assert isinstance(refusal, Refusal)
+        assert refusal.unit == "usd"
+
+    def test_no_last_answer_after_a_user_stopped_the_run(self, ledger: Ledger) -> None:
+        ledger.stop("run:root", "enough")
+        ledger.stop("run:child", "cap:usd")
+        last = offer(1)._replace(last=True)
+        both = (account("run:child"), account("run:root"))
+        refusal = ledger.reserve("last", (last,), both)
+        assert isinstance(refusal, Refusal)
+        assert (refusal.account.id, refusal.unit) == ("run:root", None)
+        assert isinstance(ledger.reserve("again", (last,), both[:1]), Grant)
+
+    def test_100_threads_leave_spare_free_at_every_instant(self, ledger: Ledger) -> None:
+        spared = offer(7)._replace(spare=Amounts(nano=50, steps=1))
+        capped = account(nano=1_000, steps=101)
+        barrier, least = threading.Barrier(100), []
+
+        def work(index: int) -> None:
+            barrier.wait()
+            for turn in range(5):
+                answer = ledger.reserve(f"{index}-{turn}", (spared,), (capped,))
+                if isinstance(answer, Grant):
+                    [balance] = answer.balances
+                    least.append((balance.free(0) or 0, balance.free(2) or 0))
+                    ledger.settle(f"{index}-{turn}", Amounts(nano=7 if turn % 2 else 2))
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(100)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert min(nano for nano, _ in least) >= 50
+        assert min(steps for _, steps in least) >= 1
+        ledger.stop("run:a", "cap:steps")
+        assert isinstance(ledger.reserve("last", (offer(50)._replace(last=True),), (capped,)), Grant)
+        assert ledger.balance("run:a").spent.steps <= 101
 
 
 @dataclass

@@ -97,8 +97,14 @@ def test_a_tier_without_a_share_is_passed_over() -> None:
 
 
 def balance(cap: int | None, *, spent: int = 0, unknown: int = 0, expected: int = 0, held: int = 0) -> Balance:
-    amounts = {"spent": spent, "unknown": unknown, "expected": expected, "held": held}
-    return Balance("run:1", NO_CAPS._replace(nano=cap), **{name: Amounts(nano=nano) for name, nano in amounts.items()})
+    return Balance(
+        "run:1",
+        NO_CAPS._replace(nano=cap),
+        Amounts(nano=spent),
+        Amounts(nano=held),
+        Amounts(nano=unknown),
+        Amounts(nano=expected),
+    )
 
 
 def test_the_share_is_what_is_spent_unknown_or_expected() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -21,7 +22,6 @@ from pydantic import BaseModel
 from runcap.guardrails import Budget, BudgetExceeded, CallEnded, CallRefused, CallStarted, Guard, Tier, TierSwitched
 from runcap.guardrails.testing import Reply, ScriptedProvider
 from runcap.guardrails.testing.ledger import LIST_PRICES
-from runcap.guardrails.testing.provider import _count
 from runcap.integrations.langchain import BudgetCallbackHandler, BudgetMiddleware
 from runcap.integrations.langchain.dialogue import Dialogue
 from runcap.integrations.langchain.rewriting import Target
@@ -49,8 +49,13 @@ class Ladder(Watch):
 
     def __init__(self, serve: Serve, answers: Answers, *rungs: Any, switch_at: Any = "any", **budget: Any) -> None:
         super().__init__(**budget)
-        self.bodies: list[Body] = []
-        self.provider = serve(lambda number, body: (self.bodies.append(body), answers(number, body))[1])
+        self.bodies: list[dict[str, Any]] = []
+
+        def served(number: int, body: Body) -> Reply:
+            self.bodies.append(dict(body))
+            return answers(number, body)
+
+        self.provider = serve(served)
         tiers = [
             Tier(self.model(one), at)
             for one, at in (rung if isinstance(rung, tuple) else (rung, None) for rung in rungs)
@@ -131,7 +136,8 @@ def test_down_at_each_share_and_never_up(serve: Serve, invoke: Any) -> None:
     assert runs_of(watch.models) == [GPT, HAIKU, MINI]
     assert watch.switches == [(GPT, HAIKU, False), (HAIKU, MINI, False)]
     shares = [one.share for one in watch.recorder.of(TierSwitched)]
-    assert 0.4 <= shares[0] < 0.6 < 0.8 <= shares[1]
+    assert 0.4 <= shares[0] < 0.6
+    assert 0.8 <= shares[1] < 1
     assert watch.middleware.last_run.tier == MINI
     watch.check()
 
@@ -211,12 +217,12 @@ def test_a_new_run_begins_at_the_top(serve: Serve) -> None:
 
 
 def test_only_where_a_turn_begins(serve: Serve, invoke: Any) -> None:
-    watch = Ladder(serve, asking(8), GPT, (MINI, 0.2), switch_at="turn", usd="0.10")
+    watch = Ladder(serve, asking(8), GPT, (MINI, 0.1), switch_at="turn", usd="0.10")
     agent = watch.agent(GPT)
     with watch.guard.run():
         history = invoke(agent)["messages"]
         assert runs_of(watch.models) == [GPT]
-        assert watch.provider.cost_usd > Decimal("0.02")
+        assert watch.provider.cost_usd > Decimal("0.01")
         before = len(watch.bodies)
         invoke(agent, said([*history, HumanMessage("and now?")]))
     assert runs_of(watch.models[before:]) == [MINI]
@@ -224,7 +230,7 @@ def test_only_where_a_turn_begins(serve: Serve, invoke: Any) -> None:
 
 
 def test_forced_in_the_middle_of_a_turn_all_the_same(serve: Serve) -> None:
-    watch = Ladder(serve, asking(30), GPT, (MINI, 0.2), switch_at="turn", usd="0.02")
+    watch = Ladder(serve, asking(14), GPT, (MINI, 0.2), switch_at="turn", usd="0.02")
     watch.agent(GPT).invoke(USER)
     assert watch.switches == [(GPT, MINI, True)]
 
@@ -234,8 +240,17 @@ def test_forced_in_the_middle_of_a_turn_all_the_same(serve: Serve) -> None:
 LONG = said([("user", "All work and no play makes Jack a dull boy. " * 500)])
 
 
+def size_of(value: Any) -> int:
+    """Characters of what is said in a body, whichever provider's it is."""
+    if isinstance(value, Mapping):
+        return sum(size_of(value[name]) for name in ("content", "text", "input", "query") if name in value)
+    if isinstance(value, list):
+        return sum(map(size_of, value))
+    return len(value) if isinstance(value, str) else 0
+
+
 class Caching:
-    """Answers for ever, as a provider that keeps what it was sent before, by model."""
+    """Answers until a second model was called, as a provider that keeps what it was sent before, by model."""
 
     def __init__(self, *, warm: bool = True, output_tokens: int = 60) -> None:
         self.warm = warm
@@ -243,13 +258,19 @@ class Caching:
         self.seen: dict[str, int] = {}
 
     def __call__(self, number: int, body: Body) -> Reply:
-        total, name = _count(body), str(body["model"])
-        cached = self.seen.get(name, 0) if self.warm else 0
+        total, name = size_of(body["messages"]) // 4 + 10 * len(body["messages"]), str(body["model"])
+        known = self.seen.get(name, 0) if self.warm else 0
+        cached = 0 if name.startswith("gpt") and known < 1_024 else known
         self.seen[name] = total
         written = total - cached if name.startswith("claude") and self.warm else 0
-        call = [("look_up", {"query": f"try {number}"})]
+        over = len(self.seen) > 1 or number > 40
         return Reply(
-            tool_calls=call, output_tokens=self.output_tokens, cached_tokens=cached, cache_write_tokens=written
+            text="done" if over else "",
+            tool_calls=[] if over else [("look_up", {"query": f"try {number}"})],
+            output_tokens=self.output_tokens,
+            input_tokens=total,
+            cached_tokens=cached,
+            cache_write_tokens=written,
         )
 
 
@@ -258,22 +279,29 @@ CACHED = AnthropicPromptCachingMiddleware(unsupported_model_behavior="ignore")
 
 def test_a_warm_cache_makes_a_switch_wait(serve: Serve) -> None:
     """5,600 tokens at $0.20 are cheaper than the same at $1.25, whatever is spent."""
-    watch = Ladder(serve, Caching(), SONNET, (HAIKU, 0.5), usd="0.06")
-    with pytest.raises(BudgetExceeded):
+    watch = Ladder(serve, Caching(), SONNET, (HAIKU, 0.3), usd="0.10")
+    with suppress(BudgetExceeded):
         watch.agent(SONNET, (LOOK_UP,), CACHED).invoke(LONG)
-    by_share = [one for one in watch.recorder.of(TierSwitched) if not one.forced]
-    assert by_share == []
+    assert all(one.forced for one in watch.recorder.of(TierSwitched))
     started = watch.recorder.of(CallStarted)
     ended = watch.recorder.of(CallEnded)
     spent = [one.balance.spent.nano for one in ended if one.balance is not None]
-    assert any(nano > 30_000_000 and then.tier == SONNET for nano, then in zip(spent, started[1:], strict=False))
+    assert any(nano > 50_000_000 and then.tier == SONNET for nano, then in zip(spent, started[1:], strict=False))
     watch.check()
+
+
+def test_claude_may_count_more_tokens_in_the_same_text(serve: Serve) -> None:
+    """A million at $1.25 and half as many again, where they are cached at $1.25 as they are."""
+    watch = Ladder(serve, Caching(), GPT, (HAIKU, 0.3), usd="0.10")
+    with suppress(BudgetExceeded):
+        watch.agent(GPT).invoke(LONG)
+    assert watch.provider.cost_usd > Decimal("0.05")
+    assert all(one.forced for one in watch.recorder.of(TierSwitched))
 
 
 def test_a_cold_one_does_not(serve: Serve) -> None:
     watch = Ladder(serve, Caching(warm=False), SONNET, (HAIKU, 0.5), usd="0.10")
-    with pytest.raises(BudgetExceeded):
-        watch.agent(SONNET).invoke(LONG)
+    watch.agent(SONNET).invoke(LONG)
     assert watch.switches == [(SONNET, HAIKU, False)]
     assert 0.5 <= watch.recorder.of(TierSwitched)[0].share < 0.75
     watch.check()
@@ -281,13 +309,12 @@ def test_a_cold_one_does_not(serve: Serve) -> None:
 
 def test_long_answers_outweigh_the_cache(serve: Serve) -> None:
     watch = Ladder(serve, Caching(output_tokens=900), SONNET, (HAIKU, 0.5), usd="0.10")
-    with pytest.raises(BudgetExceeded):
-        watch.agent(SONNET, (LOOK_UP,), CACHED).invoke(said([("user", "find it")]))
+    watch.agent(SONNET, (LOOK_UP,), CACHED).invoke(said([("user", "find it")]))
     assert watch.switches == [(SONNET, HAIKU, False)]
     watch.check()
 
 
-@pytest.mark.parametrize("output_tokens", [10, 100, 400])
+@pytest.mark.parametrize("output_tokens", [10, 400])
 @pytest.mark.parametrize("rungs", [(GPT, MINI), (SONNET, HAIKU), (GPT, HAIKU), (SONNET, MINI)])
 @pytest.mark.parametrize("given", [USER, LONG], ids=["short", "long"])
 def test_no_switch_by_share_into_a_dearer_call(
@@ -295,15 +322,17 @@ def test_no_switch_by_share_into_a_dearer_call(
 ) -> None:
     top, lower = rungs
     watch = Ladder(serve, Caching(output_tokens=output_tokens), top, (lower, 0.4), usd="0.09")
-    with pytest.raises(BudgetExceeded):
+    with suppress(BudgetExceeded):
         watch.agent(top, (LOOK_UP,), CACHED).invoke(given)
     for switch in watch.recorder.of(TierSwitched):
+        # Each is the first call to the second model.
         at = watch.models.index(lower)
         before, made = watch.provider.served[at - 1 : at + 1]
         plain_price, out, read, write = map(Decimal, LIST_PRICES[top])
-        new = made.input_tokens - before.input_tokens
+        cached = before.input_tokens if top == SONNET or before.input_tokens >= 1_024 else 0
         fresh = write if top == SONNET else plain_price
-        instead = (read * before.input_tokens + fresh * new + out * made.output_tokens) / 1_000_000
+        new = made.input_tokens - cached
+        instead = (read * cached + fresh * new + out * made.output_tokens) / 1_000_000
         assert switch.forced or made.cost_usd <= instead
     watch.check()
 
@@ -317,9 +346,22 @@ def counted(tokens: int, output: int, name: str = GPT, **details: Any) -> AIMess
 def test_what_a_call_takes_at_least() -> None:
     dialogue, user = Dialogue(None, Target("openai", GPT)), HumanMessage("find it")
     assert dialogue.expects([user], Target("openai", GPT))[:4] == (3, 0, 0, False)
-    first, last = counted(500, 10), counted(1000, 300, output_token_details={"reasoning": 250})
+    first, last = counted(500, 10), counted(2000, 300, output_token_details={"reasoning": 250})
     least = dialogue.expects([user, first, user, last], Target("openai", GPT))
-    assert least == (1050, 1000, 10, False, last)
+    assert least == (2050, 2000, 10, False, last)
+
+
+def test_many_results_of_one_answer() -> None:
+    results = [ToolMessage("x" * 20, tool_call_id=str(number)) for number in range(50)]
+    least = Dialogue(None, Target("openai", GPT)).expects([counted(2000, 300), *results], Target("openai", GPT))
+    assert (least.cached, least.output) == (2000, 300)
+    assert 2300 < least.tokens < 2300 + 50 * 10
+
+
+def test_short_prompts_are_not_cached_by_themselves() -> None:
+    for provider, cached in [("openai", 0), ("azure", 0), ("deepseek", 900)]:
+        target = Target(provider, GPT)
+        assert Dialogue(None, target).expects([counted(900, 50)], target).cached == cached
 
 
 def test_claude_caches_what_it_says_it_caches() -> None:
@@ -331,11 +373,11 @@ def test_claude_caches_what_it_says_it_caches() -> None:
 
 
 def test_a_cut_prompt_is_cached_nowhere_until_it_is_answered() -> None:
-    dialogue, answer = Dialogue(None, Target("openai", GPT)), counted(1000, 50)
+    dialogue, answer = Dialogue(None, Target("openai", GPT)), counted(2000, 50)
     dialogue.cools()
     assert dialogue.expects([answer], Target("openai", GPT)).cached == 0
     dialogue.answered(answer)
-    assert dialogue.expects([answer], Target("openai", GPT)).cached == 1000
+    assert dialogue.expects([answer], Target("openai", GPT)).cached == 2000
 
 
 def test_another_models_first_answer_tells_nothing_of_the_cache() -> None:
@@ -362,9 +404,9 @@ def test_whose_cache_is_warm(by: str, old: bool) -> None:
 @pytest.mark.parametrize("rungs", [(GPT, HAIKU), (SONNET, MINI), (GPT, MINI), (SONNET, HAIKU)])
 def test_there_and_back_with_histories_that_are_valid(serve: Serve, invoke: Any, rungs: tuple[str, str]) -> None:
     top, lower = rungs
-    watch = Ladder(serve, asking(14), top, (lower, 0.3), usd="0.06")
+    watch = Ladder(serve, asking(6), top, (lower, 0.05), usd="0.10")
     agent = watch.agent(top, checkpointer=InMemorySaver(), system_prompt="Be brief.")
-    for _ in range(3):
+    for _ in range(2):
         before = len(watch.bodies)
         invoke(agent, USER, THREAD)
         assert runs_of(watch.models[before:]) == [top, lower]
@@ -381,8 +423,8 @@ def test_the_state_is_what_was_said(serve: Serve) -> None:
     """Ids are others on the wire to another provider, and the provider's own in the agent's state."""
     watch = Ladder(serve, asking(14), GPT, (HAIKU, 0.3), usd="0.06")
     messages: list[BaseMessage] = watch.agent(GPT).invoke(USER)["messages"]
-    calls = [call["id"] for one in messages if isinstance(one, AIMessage) for call in one.tool_calls]
-    assert all(str(call).startswith("call_") for call in calls)
+    calls = [str(call["id"]) for one in messages if isinstance(one, AIMessage) for call in one.tool_calls]
+    assert all(call.startswith("call_") for call in calls)
     assert calls == [one.tool_call_id for one in messages if isinstance(one, ToolMessage)]
     wire = json.dumps(watch.bodies[-1]["messages"])
     assert watch.models[-1] == HAIKU
@@ -497,6 +539,31 @@ def test_they_stay_with_the_same_provider(serve: Serve) -> None:
     assert all((body["seed"], body["parallel_tool_calls"]) == (7, False) for body in watch.bodies)
 
 
+@pytest.mark.parametrize(
+    ("top", "lower", "given", "left"),
+    [
+        ("gpt-5", MINI, {"reasoning_effort": "high"}, {}),
+        ("gpt-5", HAIKU, {"reasoning_effort": "high"}, {}),
+        ("gpt-5", "gpt-5-mini", {"reasoning_effort": "minimal"}, {"reasoning_effort": "minimal"}),
+        ("gpt-5", SONNET, {"reasoning_effort": "high"}, {"output_config": {"effort": "high"}}),
+        ("gpt-5", SONNET, {"reasoning_effort": "minimal"}, {}),
+        (GPT, "gpt-5-mini", {"temperature": 0.5}, {}),
+        (GPT, HAIKU, {"service_tier": "flex"}, {}),
+        (GPT, MINI, {"service_tier": "flex"}, {"service_tier": "flex"}),
+    ],
+)
+def test_settings_that_a_model_does_not_have_stay_behind(
+    serve: Serve, top: str, lower: str, given: dict[str, Any], left: dict[str, Any]
+) -> None:
+    watch = Ladder(serve, asking(0), top, lower, usd="0.008" if top == "gpt-5" else "0.0035")
+    big = watch.model(top, max_tokens=4_000)
+    create_agent(big, [LOOK_UP], middleware=[setting(**given), watch.middleware]).invoke(USER)
+    assert watch.models == [lower]
+    (body,) = watch.bodies
+    names = ("reasoning_effort", "output_config", "temperature", "service_tier")
+    assert {name: body[name] for name in names if name in body} == left
+
+
 def test_cache_control_stays_with_claude(serve: Serve) -> None:
     ephemeral = {"type": "ephemeral"}
     watch = Ladder(serve, asking(14), SONNET, (MINI, 0.3), usd="0.06")
@@ -559,11 +626,18 @@ def test_a_tier_that_is_no_model_is_named_at_once(serve: Serve, what: Any) -> No
 
 
 def test_an_agent_with_a_lower_tiers_model_begins_there(serve: Serve) -> None:
-    watch = Ladder(serve, asking(14), GPT, (HAIKU, 0.3), (MINI, 0.6), usd="0.03")
+    watch = Ladder(serve, asking(14), GPT, (HAIKU, 0.3), (MINI, 0.6), usd="0.015")
     watch.agent(HAIKU).invoke(USER)
     assert runs_of(watch.models) == [HAIKU, MINI]
     assert watch.switches == [(HAIKU, MINI, False)]
     watch.check()
+
+
+def test_an_agent_with_a_lower_tiers_model_is_forced_down_from_there(serve: Serve) -> None:
+    watch = Ladder(serve, asking(0), GPT, HAIKU, MINI, usd="0.002")
+    watch.agent(HAIKU).invoke(USER)
+    assert [one.details.model for one in watch.recorder.of(CallRefused)] == [HAIKU]
+    assert watch.switches == [(None, MINI, True)]
 
 
 def test_an_agents_own_model_is_called_with_its_own_settings(serve: Serve) -> None:
@@ -659,14 +733,14 @@ def test_agents_at_once_go_down_once(serve: Serve) -> None:
 def test_calls_say_their_tier(serve: Serve) -> None:
     watch = Ladder(serve, asking(12), GPT, (HAIKU, 0.3), usd="0.06")
     watch.agent(GPT, name="helper").invoke(USER)
-    for kind in (CallStarted, CallEnded):
-        assert [one.tier for one in watch.recorder.of(kind)] == watch.models
+    assert [one.tier for one in watch.recorder.of(CallStarted)] == watch.models
+    assert [one.tier for one in watch.recorder.of(CallEnded)] == watch.models
     chats = sorted((one for one in watch.spans if one.name.startswith("chat ")), key=lambda one: one.start_time or 0)
     assert [dict(one.attributes or {})["runcap.tier"] for one in chats] == watch.models
     whole = next(one for one in watch.spans if one.name == "invoke_agent helper")
     (event,) = [one for one in whole.events if one.name == "runcap.tier.switched"]
     told = dict(event.attributes or {})
-    assert told["runcap.tier.share"] == pytest.approx(watch.recorder.of(TierSwitched)[0].share)
+    assert told["runcap.tier.share"] == pytest.approx(watch.recorder.of(TierSwitched)[0].share, abs=1e-4)
     assert (told["runcap.tier.before"], told["runcap.tier"], told["runcap.tier.forced"]) == (GPT, HAIKU, False)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .amounts import ZERO, Amounts
 from .history import Cut
+
+if TYPE_CHECKING:
+    from .saved import SavedRun
 
 LAST_OUTPUT = 1_024
 """Output tokens of a last answer, at most."""
@@ -37,7 +40,7 @@ ANY = Purpose()
 class Course:
     """What changes on the way, once each. Shared by all threads of a run."""
 
-    __slots__ = ("_claimed", "_lock", "rung", "spare", "tier", "top_ups", "unsaid")
+    __slots__ = ("_claimed", "_lock", "declined", "restored", "rung", "spare", "tier", "top_ups", "unsaid")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -48,6 +51,10 @@ class Course:
         """What the last answer would cost; kept free beside every call."""
         self.top_ups: dict[str, Amounts] = {}
         """What was added to the caps, by key."""
+        self.declined = False
+        """A person was asked for more, and said no."""
+        self.restored: SavedRun | None = None
+        """The record it was made again from."""
         self.unsaid: list[str] = []
         """Warnings that the agent is to be told of."""
 
@@ -70,4 +77,4 @@ class Course:
         """The caps were raised: the ladder may be climbed, and there is a last answer again."""
         self.top_ups[key] = extra
         with self._lock:
-            self._claimed, self.rung, self.tier = False, 0, None
+            self._claimed, self.declined, self.rung, self.tier = False, False, 0, None

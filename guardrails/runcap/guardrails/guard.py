@@ -160,6 +160,7 @@ class Guard:
         run = Run(self, run_id=run_id, budget=self.budget, tags=tags, conversation_id=conversation_id)
         if saved is not None:
             restore(saved, self.ledger)
+            run.course.restored = saved
             run.course.top_ups.update(saved.top_ups)
         self.opened(run)
         return run

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .admission import Reservation
-from .amounts import ZERO, Amounts
+from .amounts import HELD_UNITS, ZERO, Amounts
 from .course import LAST_OUTPUT
 from .errors import BudgetExceeded, RefusalDetails, UnboundedCall, UnpricedModel
 from .estimate import Estimate, estimate
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 THINKING_FLOOR = 256
 """Output tokens left beside a thinking budget, at least: with fewer there is thought and no answer."""
+
+_SHARE = 4
+"""A last answer is kept at most one part in so many of a cap, unless no answer were possible with that."""
 
 Renew = Callable[[], Request]
 """Describes the same call once more, with what has been learnt of its size since."""
@@ -100,16 +103,31 @@ class Plan(Reservation):
                 self.degraded = (Offer(hold, least, known.expected, spare, last),)
 
     def _spare(self) -> Amounts:
-        """What has to stay free beside this call, for the run's last answer: on this prompt and what comes to it."""
+        """What has to stay free beside this call, for the run's last answer: on this prompt and what comes to it.
+
+        At most a share of each cap, so that a small budget is not kept for its last answer whole; but enough for a
+        short one on this prompt.
+        """
         run, purpose = self.run, self.request.purpose
         if run.finish_max_input is None or purpose.last:
             return ZERO
         if not purpose.root:
             return run.spare
-        size = min(self.known.input_most + self.known.input_most // 4 + LAST_OUTPUT, run.finish_max_input)
-        output = LAST_OUTPUT + self.request.thinking_tokens
+        size = self.known.input_most + self.known.input_most // 4
+        good, short = self._last(size + LAST_OUTPUT, LAST_OUTPUT), self._last(size, run.min_output_tokens)
+        nano, tokens = (self._kept(unit, good[unit], short[unit]) for unit in range(HELD_UNITS))
+        return Amounts(nano, tokens, 1)
+
+    def _last(self, size: int, output: int) -> Amounts:
+        """The dearest a last answer of this length can be."""
+        size = min(size, self.run.finish_max_input or 0)
+        output += self.request.thinking_tokens
         nano = 0 if self.card is None else self.card.most_nano(size, output, self.request.cache_writes)
-        return Amounts(nano, size + output, 1)
+        return Amounts(nano, size + output)
+
+    def _kept(self, unit: int, good: int, short: int) -> int:
+        caps = [cap for account in self.run.accounts if (cap := account.caps[unit]) is not None]
+        return min(good, max(short, min(caps) // _SHARE)) if caps else good
 
     def _most(self, output_tokens: int) -> Amounts:
         """The dearest the call can be with this much output."""

@@ -19,24 +19,55 @@ class SavedRun(NamedTuple):
     spent: Amounts
     unknown: Amounts
     top_ups: Mapping[str, Amounts]
+    keeper: str = ""
+    """Whose record it is: the guard it ran under."""
 
     @classmethod
-    def of(cls, run: Run) -> SavedRun:
+    def of(cls, run: Run, keeper: str = "") -> SavedRun:
         """A run as it stands. What is in flight counts as unknown: nobody will settle it where the run is restored."""
         balance = run.balance
-        return cls(run.id, balance.spent, balance.unknown.plus(balance.held), dict(run.course.top_ups))
+        return cls(run.id, balance.spent, balance.unknown.plus(balance.held), dict(run.course.top_ups), keeper)
 
 
 def restore(saved: SavedRun, ledger: Ledger) -> None:
     """Book a saved run into a ledger that may not know it; a ledger that does is left as it is."""
-    account_id = f"run:{saved.run_id}"
-    if any(ledger.balance(account_id).used):
-        return
-    call_id = f"restored:{saved.run_id}"
-    counted = saved.spent.counted_part()
+    if not any(ledger.balance(_account(saved)).used):
+        _book(saved, f"restored:{saved.run_id}", saved.spent, saved.unknown, ledger)
+
+
+def catch_up(saved: SavedRun, run: Run, ledger: Ledger) -> None:
+    """Book what a later record of a restored run has beyond the one it was restored from."""
+    if ledger.shared:
+        return  # it knows
+    known = run.course.restored
+    spent, unknown = (known.spent, known.unknown) if known is not None else (ZERO, ZERO)
+    more_spent = saved.spent.minus(spent).at_least_zero()
+    more_unknown = saved.unknown.minus(unknown).at_least_zero()
+    news = {key: extra for key, extra in saved.top_ups.items() if key not in run.course.top_ups}
+    if any(more_spent) or any(more_unknown) or news:
+        call_id = f"restored:{saved.run_id}:{saved.spent}:{saved.unknown}"
+        _book(saved, call_id, more_spent, more_unknown, ledger)
+        latest = saved._replace(spent=spent.plus(more_spent), unknown=unknown.plus(more_unknown))
+        run.course.restored = latest
+        run.course.top_ups.update(news)
+
+
+def carry_over(saved: SavedRun, blank: Run, ledger: Ledger) -> None:
+    """Book what was spent before it was known which run goes on."""
+    before = SavedRun.of(blank)
+    if any(before.spent) or any(before.unknown):
+        _book(saved, f"carried:{blank.id}", before.spent, before.unknown, ledger)
+
+
+def _book(saved: SavedRun, call_id: str, spent: Amounts, unknown: Amounts, ledger: Ledger) -> None:
+    account_id, counted = _account(saved), spent.counted_part()
     # Held at a token at least: what counts at once alone leaves no hold to settle.
     offer = Offer(counted.plus(Amounts(tokens=1)), counted, ZERO)
     ledger.reserve(call_id, (offer,), (Account(account_id),))
-    ledger.settle(call_id, saved.spent.held_part(), saved.unknown.held_part())
+    ledger.settle(call_id, spent.held_part(), unknown.held_part())
     for key, extra in saved.top_ups.items():
         ledger.top_up(account_id, key, extra)
+
+
+def _account(saved: SavedRun) -> str:
+    return f"run:{saved.run_id}"

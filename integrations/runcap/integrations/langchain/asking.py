@@ -39,7 +39,12 @@ def can_interrupt() -> bool:
 
 def question(refused: Refused) -> dict[str, Any]:
     """What the interrupt says: the numbers, as strings, and how to answer. A run halted as a loop has none."""
-    what: dict[str, Any] = {"type": KIND, "run_id": refused.run_id, "unit": refused.unit, "reason": refused.details.reason}
+    what: dict[str, Any] = {
+        "type": KIND,
+        "run_id": refused.run_id,
+        "unit": refused.unit,
+        "reason": refused.details.reason,
+    }
     if refused.unit is not None:
         what |= {name: f"{getattr(refused, name):f}" for name in ("cap", "spent", "held", "unknown", "needed")}
     return {**what, "resume_with": _EXAMPLE}
@@ -63,10 +68,11 @@ def read_answer(answer: Any) -> dict[str, Any]:
     return dict(answer)
 
 
-def record_of(run: Run) -> dict[str, Any]:
-    """A run as it is kept in a checkpoint: plain numbers, no content."""
+def record_of(run: Run, keeper: str) -> dict[str, Any]:
+    """A run as it is kept in a checkpoint: plain numbers, no content. `keeper` names the guard."""
     saved = SavedRun.of(run)
     return {
+        "keeper": keeper,
         "run_id": saved.run_id,
         "spent": dict(zip(UNITS, saved.spent, strict=True)),
         "unknown": dict(zip(UNITS, saved.unknown, strict=True)),
@@ -84,6 +90,7 @@ def read_record(record: object) -> SavedRun | None:
             _amounts(record["spent"]),
             _amounts(record["unknown"]),
             {str(key): _amounts(extra) for key, extra in record["top_ups"].items()},
+            str(record.get("keeper") or ""),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
 from langchain_core.messages import BaseMessage
@@ -27,6 +28,11 @@ _LOOP = (
     "{tools} was called {times} times in the same way, with nothing gained: try something else, or answer with what "
     "you have."
 )
+_NO_CHECKPOINTS = (
+    'on_breach="ask" interrupts the graph, which takes a checkpointer: create_agent(..., checkpointer=InMemorySaver())'
+)
+_ENDS = 3
+"""How often one agent may be ended: a graph that leads back to the model each time would never stop."""
 
 
 class Breach:
@@ -40,9 +46,17 @@ class Breach:
         capped = next((outer for outer in run.outward() if outer.id == refused.run_id), None)
         if capped is None or (refused.unit is None and not isinstance(refused, LoopHalted)):
             return "raise"
-        if capped.on_breach == "ask" and (refused.unit == "seconds" or not asking.can_interrupt()):
+        if capped.on_breach == "ask" and not self._may_ask(run, refused):
             return "raise"
         return capped.on_breach
+
+    def _may_ask(self, run: Run, refused: Refused) -> bool:
+        return refused.unit != "seconds" and not run.course.declined and asking.can_interrupt()
+
+    def hinting(self, run: Run, refused: Refused) -> Refused:
+        """The refusal, with what kept it from being a question."""
+        asks = run.on_breach == "ask" and refused.unit != "seconds"
+        return refused.hinting(_NO_CHECKPOINTS) if asks and not asking.can_interrupt() else refused
 
     def finish(
         self,
@@ -53,7 +67,12 @@ class Breach:
         refused: Refused,
         tier: str | None,
     ) -> Steps:
-        """The last answer: of the root agent, and there is one; every other agent ends without a call."""
+        """The last answer: of the root agent, and there is one; every other agent ends without a call.
+
+        Raises:
+            Refused: the agent was ended before, and does not stop.
+        """
+        self._count(place, refused)
         unit, course = lastword.unit_of(refused), place.run.course
         if not place.root or unit == "seconds" or not course.claim_last():
             return lastword.unsaid(unit)
@@ -83,6 +102,7 @@ class Breach:
             raise
         extra = asking.read_answer(answer)
         if not extra:
+            run.course.declined = True
             raise bubbling(refused)
         key = extra.pop("key", None) or asking.key_of(run, number)
         yield TopUp(run, extra, str(key))
@@ -95,6 +115,11 @@ class Breach:
         loop = self._guard.looping.untold(place.run, place.agent_id)
         if loop is not None:
             yield _LOOP.format(tools=_names(loop), times=loop.times)
+
+    def _count(self, place: Place, refused: Refused) -> None:
+        ends = place.run.notes.setdefault((Breach, place.agent_id), count(1))
+        if next(ends) > _ENDS:
+            raise bubbling(refused)
 
     def _tell_paused(self, place: Place, refused: Refused) -> None:
         self._guard.emit(

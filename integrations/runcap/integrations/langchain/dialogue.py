@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
@@ -29,6 +29,8 @@ _RECENT = 32
 _DATED = re.compile(r"(-latest|[-@:]\d.*)?")
 _CACHES_WHEN_TOLD = ("anthropic", "aws")
 """Providers that cache what a request says, and count it as written; others do so by themselves, and may not tell."""
+_SHORTEST = {"openai": 1_024, "azure": 1_024, "google": 1_024}
+"""Tokens of the shortest prompt that is cached by itself, where that is documented."""
 
 
 class Break(NamedTuple):
@@ -147,7 +149,7 @@ class Dialogue:
                 return Least(
                     usage.input_tokens + said + _tokens(new, target) // 2,
                     0 if self._cut else int(_readable(usage, target) * self.hits),
-                    min(one.output_tokens for one in map(_usage_of, messages[-_RECENT:]) if one is not None),
+                    min(_outputs(messages[-_RECENT:]), default=usage.output_tokens),
                     written,
                     message,
                 )
@@ -211,11 +213,15 @@ def _usage_of(message: BaseMessage | None) -> Usage | None:
     return usage if usage is not None and usage.input_tokens else None
 
 
+def _outputs(messages: Sequence[BaseMessage]) -> Iterator[int]:
+    return (usage.output_tokens for one in messages if (usage := _usage_of(one)) is not None)
+
+
 def _readable(usage: Usage, target: Target) -> int:
     """Tokens of a prompt that the next one may find cached."""
     if target.provider in _CACHES_WHEN_TOLD:
         return usage.cache_read_tokens + usage.cache_write_tokens
-    return usage.input_tokens
+    return usage.input_tokens if usage.input_tokens >= _SHORTEST.get(target.provider or "", 0) else 0
 
 
 def _maker(message: AIMessage | None) -> str | None:

@@ -242,7 +242,7 @@ def own_agent(handler: BudgetCallbackHandler) -> None:
         _owners[node_id] = (*of_node, handler)
         name = str(graph.metadata.get("lc_agent_name") or "LangGraph")
         above = {key: value for key, value in graph.metadata.items() if not key.startswith("langgraph_")}
-        inputs = None if graph.run_id in _resumed else {}
+        inputs: Any = None if graph.run_id in _resumed else {}
         handler.on_chain_start(None, inputs, run_id=graph.run_id, name=name, metadata=above)
         handler.on_chain_start(
             None, {}, run_id=node_id, parent_run_id=graph.run_id, name=graph.node, metadata=graph.metadata

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langgraph.types import Command
 
 from langchain.agents.middleware import ModelRequest, ModelResponse
 from langchain.agents.middleware.types import ExtendedModelResponse
@@ -64,6 +65,13 @@ def spoken(result: Any, unit: str) -> AIMessage:
 def unsaid(unit: str) -> AIMessage:
     """An end without a call, where there is no money for one."""
     return AIMessage(UNSAID.format(unit=unit), response_metadata={MARK: {"ended": unit}})
+
+
+def ending(message: AIMessage, request: ModelRequest[Any]) -> Any:
+    """The last answer as what ends the agent: one that owes a structured answer would ask for it again and again."""
+    if request.response_format is None:
+        return message
+    return ExtendedModelResponse(ModelResponse([message]), Command(update={"jump_to": "end"}))
 
 
 def unit_of(refused: Refused) -> str:

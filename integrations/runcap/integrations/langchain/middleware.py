@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, Self, cast
+from uuid import uuid4
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables.config import var_child_runnable_config
 
 from runcap.guardrails.budget import Budget
-from runcap.guardrails.errors import BudgetExceeded, LoopHalted, Refused
+from runcap.guardrails.errors import BudgetBusy, BudgetExceeded, LoopHalted, Refused
 from runcap.guardrails.guard import Guard
 from runcap.guardrails.run import Run
 
@@ -116,7 +117,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         try:
             with self._counted(request, run, node) as sighting:
                 return sighting.ended(handler(request))
-        except (BudgetExceeded, LoopHalted) as refused:
+        except (BudgetExceeded, BudgetBusy, LoopHalted) as refused:
             return _answer(request, run, refused)
 
     async def awrap_tool_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
@@ -125,7 +126,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         try:
             with self._counted(request, run, node) as sighting:
                 return sighting.ended(await handler(request))
-        except (BudgetExceeded, LoopHalted) as refused:
+        except (BudgetExceeded, BudgetBusy, LoopHalted) as refused:
             return _answer(request, run, refused)
 
     def _place(self, state: Any) -> Place:
@@ -151,8 +152,9 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         call_id, name = call.get("id"), str(call.get("name"))
         sighting = Sighting(self.guard, run, node, name, None if call_id is None else str(call_id))
         try:
-            sighting.started(call.get("args"))
-            self.guard.admit_tool(self.guard.new_id(), run, node.shown() if node is not None else None)
+            if node is None or not node.replayed:
+                sighting.started(call.get("args"))
+                self.guard.admit_tool(self.guard.new_id(), run, node.shown() if node is not None else None)
         except Refused as refused:
             raise bubbling(refused) from None
         with admitted(self.guard, str(call_id)), sighting:
@@ -194,16 +196,23 @@ class _Asking(BudgetMiddleware):
 
     def before_model(self, state: Any, runtime: Any) -> dict[str, Any]:
         """Keep what the run has cost."""
-        run, node = self._where()
-        return {STATE: record_of(self._resumed(state, run, node))}
+        return {STATE: record_of(self._where()[0], self._keeper)}
 
     async def abefore_model(self, state: Any, runtime: Any) -> dict[str, Any]:
         """See `before_model`."""
         return self.before_model(state, runtime)
 
+    @property
+    def _keeper(self) -> str:
+        return str(self.guard.notes.setdefault(STATE, uuid4().hex))
+
     def _resumed(self, state: Any, run: Run, node: Node | None) -> Run:
-        saved = read_record(state.get(STATE))
-        if saved is None or saved.run_id == run.id or node is None:
+        saved = read_record(state.get(STATE)) if isinstance(state, Mapping) else None
+        if saved is None or node is None:
+            return run
+        if saved.run_id == run.id:
+            if saved.keeper != self._keeper:
+                self._attachment.nodes.catch_up(run, saved)
             return run
         owner = next((one for one in node.upward() if one.owns_run and one.run is run), None)
         if owner is None:
@@ -213,12 +222,16 @@ class _Asking(BudgetMiddleware):
 
 def _answer(request: Any, run: Run, refused: Refused) -> ToolMessage:
     """A ToolMessage in place of the tool's, where the run is over anyway: its next model call says so aloud."""
-    over = run.stopped is not None or refused.unit == "seconds"
-    passed_off = getattr(request.tool, "return_direct", False) and run.on_breach != "finish"
+    finishes = run.on_breach == "finish"
+    busy = isinstance(refused, BudgetBusy)
+    over = finishes if busy else run.stopped is not None or refused.unit == "seconds"
+    passed_off = getattr(request.tool, "return_direct", False) and not finishes
     if passed_off or not over:
         raise refused
     call = request.tool_call
     text = f"Not done: the budget of this run is used up ({refused.unit or 'stopped'})."
+    if busy:
+        text = f"Not done: other calls hold what is left of the budget of this run ({refused.unit})."
     if isinstance(refused, LoopHalted):
         text = "Not done: calls repeat themselves; the run was halted as a loop."
     return ToolMessage(text, tool_call_id=call.get("id") or "", name=call.get("name"), status="error")

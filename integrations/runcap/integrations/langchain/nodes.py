@@ -14,7 +14,7 @@ from runcap.guardrails.errors import Refused
 from runcap.guardrails.events import AgentEnded, AgentStarted, Outcome, ToolEnded, ToolStarted
 from runcap.guardrails.guard import Guard
 from runcap.guardrails.run import Run
-from runcap.guardrails.saved import SavedRun
+from runcap.guardrails.saved import SavedRun, carry_over, catch_up
 
 from .errors import bubbling
 from .failures import outcome
@@ -69,6 +69,10 @@ class Nodes:
                     self._begin_agent(parent, metadata)
         node = self._node(run_id, parent, "chain", name, metadata)
         node.resumed = resumed
+        if parent is not None and parent.went_on:
+            step = metadata.get("langgraph_step")
+            parent.first_step = step if parent.first_step is None else parent.first_step
+            node.replayed = step == parent.first_step
         self._add(node, run_id)
 
     def begin_tool(
@@ -117,13 +121,22 @@ class Nodes:
 
     def go_on(self, owner: Node, blank: Run, saved: SavedRun) -> Run:
         """An agent that was resumed in another process than it paused in: it goes on with its old run."""
-        run = self._guard.open_run(tags=blank.tags, conversation_id=blank.info.conversation_id, saved=saved)
-        for node in (owner, *below(owner)):
-            if node.run is blank:
-                node.run = run
-        self.last_run = run
+        with self._beginning:
+            if owner.run is not blank and owner.run is not None:
+                return owner.run  # parallel branches are resumed at once
+            run = self._guard.open_run(tags=blank.tags, conversation_id=blank.info.conversation_id, saved=saved)
+            carry_over(saved, blank, self._guard.ledger)
+            for node in (owner, *below(owner)):
+                if node.run is blank:
+                    node.run = run
+            self.last_run = run
         blank.end()
         return run
+
+    def catch_up(self, run: Run, saved: SavedRun) -> None:
+        """The same run, kept elsewhere later than what it was restored from here: a sub-agent's record, as a rule."""
+        with self._beginning:
+            catch_up(saved, run, self._guard.ledger)
 
     def end_tool(self, key: str, output: object) -> None:
         """A tool ended with this output."""
@@ -180,7 +193,7 @@ class Nodes:
         return ref(run_id, lost)
 
     def _end_run(self, run: Run, how: Outcome) -> None:
-        if run.paused and how == "interrupted" and run.info.conversation_id is not None:
+        if run.paused and how == "interrupted":
             self._guard.paused.put(run.info.conversation_id, run)
         else:
             run.end()
@@ -200,12 +213,14 @@ class Nodes:
             node.watch = self.watch(run_id, node.id)
 
     def _begin_agent(self, node: Node, metadata: Mapping[str, Any]) -> None:
-        if node.run is None:
+        if node.run is not None:
+            node.went_on = node.resumed and any(one.replayed for one in node.upward())
+        else:
             node.run = scoped_run(self._guard, metadata)
-            if node.run is not None:
-                node.run.go_on()  # where it was paused, it is this agent that was asked about
-        if node.run is None:
-            node.run, node.owns_run = agent_run(self._guard, metadata, resumed=node.resumed), True
+            if node.run is None:
+                node.run, node.owns_run = agent_run(self._guard, metadata, resumed=node.resumed), True
+            node.went_on = node.resumed and node.run.paused
+            node.run.go_on()
         self.last_run = node.run
         shown = node.parent.shown() if node.parent is not None else None
         started = AgentStarted(

@@ -15,8 +15,8 @@ from runcap.guardrails.ratecard import RateCard
 
 from .rewriting import Target, target_of
 
-_PORTABLE = frozenset({"stop", "temperature", "reasoning_effort", "service_tier"})
-"""Settings of one call that every provider's package takes or passes over."""
+_PORTABLE = frozenset({"stop", "temperature", "reasoning_effort"})
+"""Settings of one call that every provider's package takes or passes over, and that mean the same everywhere."""
 
 _CHOICES = ("any", "auto", "none")
 
@@ -76,9 +76,12 @@ def _made(given: object, guard: Guard, guarded: Callable[[Any], Any]) -> Rung:
 
 def put_on(request: ModelRequest[Any], rung: Rung, before: Target, **overrides: Any) -> ModelRequest[Any]:
     """The call, made by this model; what only the provider before understands is left out."""
-    if rung.target.provider == before.provider:
+    if rung.target[:2] == before[:2]:
         return request.override(model=rung.model, **overrides)
-    settings = {name: value for name, value in request.model_settings.items() if name in _PORTABLE}
+    settings = {name: value for name, value in request.model_settings.items() if _suits(rung.model, name, value)}
+    if rung.target.provider == before.provider:
+        return request.override(model=rung.model, model_settings=settings, **overrides)
+    settings = {name: value for name, value in settings.items() if name in _PORTABLE}
     return request.override(
         model=rung.model,
         model_settings=settings,
@@ -86,6 +89,16 @@ def put_on(request: ModelRequest[Any], rung: Rung, before: Target, **overrides: 
         tool_choice=_portable_choice(request.tool_choice),
         **overrides,
     )
+
+
+def _suits(model: BaseChatModel, name: str, value: object) -> bool:
+    """The model takes this setting, as far as its profile tells: an effort it does not have is refused."""
+    profile = model.profile or {}
+    if not profile or name not in ("reasoning_effort", "temperature"):
+        return True
+    if name == "temperature":
+        return profile.get("temperature") is not False
+    return value in profile.get("reasoning_effort_levels", ())
 
 
 def _is_native(tool: object) -> bool:

@@ -73,7 +73,6 @@ def agent_run(guard: Guard, metadata: Mapping[str, Any], *, resumed: bool) -> Ru
     thread = metadata.get("thread_id")
     waiting = guard.paused.take(str(thread)) if thread is not None else None
     if waiting is not None and resumed:
-        waiting.go_on()
         return waiting
     if waiting is not None:
         waiting.end()

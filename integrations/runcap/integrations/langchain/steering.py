@@ -24,7 +24,7 @@ from .breach import Breach
 from .dialogue import Dialogue
 from .histories import Histories
 from .ladder import Ladder
-from .lastword import message_in
+from .lastword import ending, message_in
 from .place import Place
 from .rewriting import Target
 from .rungs import Rung, put_on, rung_of
@@ -73,7 +73,7 @@ class Steering:
             except (BudgetExceeded, LoopHalted) as refused:
                 how = self._breach.how(place.run, refused)
                 if how == "raise":
-                    raise
+                    raise self._breach.hinting(place.run, refused) from refused.__cause__
                 if how == "finish":
                     return (yield from self._finish(request, place, own, dialogue, refused))
                 yield from self._breach.ask(place, refused, asked)
@@ -145,7 +145,8 @@ class Steering:
             messages = self._sent(request, dialogue, rung.target)
         made = put_on(request, rung, own.target)
         tier = self._tier(rung)
-        return (yield from self._breach.finish(made, messages, place, rung.target, refused, tier))
+        last = yield from self._breach.finish(made, messages, place, rung.target, refused, tier)
+        return ending(last, request)
 
     def _sent(self, request: ModelRequest[Any], dialogue: Dialogue, target: Target) -> list[BaseMessage]:
         conversation = dialogue.conversation

@@ -19,7 +19,8 @@ class Node:
 
     __slots__ = (
         *("calls", "children", "id", "kind", "name", "namespace"),
-        *("managed", "owns_run", "parent", "paused", "resumed", "run", "seen", "sighting", "started_ns", "watch"),
+        *("first_step", "replayed", "resumed", "went_on"),
+        *("managed", "owns_run", "parent", "paused", "run", "seen", "sighting", "started_ns", "watch"),
     )
 
     def __init__(
@@ -36,6 +37,12 @@ class Node:
         self.managed = False
         self.paused = False
         self.resumed = False
+        """A graph that was called to go on where its thread stopped."""
+        self.went_on = False
+        """An agent that goes on with a run that was paused; its first step is one that was made before."""
+        self.first_step: object = None
+        self.replayed = False
+        """It is made once more, for the answer to a question that was asked in it. What it counts was counted."""
         self.children: dict[str, Node] = {}
         self.calls: set[str] = set()
         self.watch: ref[object] | None = None
