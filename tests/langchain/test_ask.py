@@ -343,8 +343,9 @@ def test_sub_agents_at_once_ask_and_are_answered(serve: Serve, caller: Caller) -
     assert made.run.steps == provider.received == 8
     answers = {one.id: {"steps": 1} for one in result["__interrupt__"]}
     result = caller.invoke(made.agent, Command(resume=answers), thread())
-    assert made.run.steps == provider.received == 8 + len(answers)
-    assert made.count(RunToppedUp) == 1 + len(answers)
+    # What one adds another may use: a step each, and whoever finds none left asks again.
+    assert made.run.steps == provider.received == 7 + made.count(RunToppedUp)
+    assert 9 <= provider.received <= 8 + len(answers)
 
 
 def test_a_loop_is_asked_about(serve: Serve, caller: Caller) -> None:

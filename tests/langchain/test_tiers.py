@@ -780,3 +780,16 @@ def test_the_ladder_is_the_middlewares(serve: Serve) -> None:
     BudgetMiddleware(guard)
     assert not guard.unsteered
     assert isinstance(guard.tiers[0].model, ChatOpenAI)
+
+
+def test_what_fits_on_no_lower_tier_is_cut_short_where_it_is(serve: Serve) -> None:
+    """The provider has counted the prompt for the one model; for the other only its bytes bound it."""
+
+    def answer(number: int, body: Body) -> Reply:
+        return asks(number, 900) if number < 3 else Reply(text="done", output_tokens=200)
+
+    watch = Ladder(serve, answer, SONNET, HAIKU, usd="0.078")
+    result = watch.agent(watch.model(SONNET, max_tokens=1500)).invoke(LONG)
+    assert result["messages"][-1].text == "done"
+    assert (watch.models, watch.switches) == ([SONNET] * 4, [])
+    watch.check()

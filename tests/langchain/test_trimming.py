@@ -21,7 +21,8 @@ from pydantic import SecretStr
 from runcap.guardrails.history import CacheRates, History, HistoryTooLong
 from runcap.integrations.langchain import trimming
 from runcap.integrations.langchain.parts import measure
-from runcap.integrations.langchain.trimming import Conversation, needs_thinking, shortened, without_thinking
+from runcap.integrations.langchain.thinking import needs_thinking, without_thinking
+from runcap.integrations.langchain.trimming import Conversation, shortened
 
 from ..histories import histories
 from ..validators import check_anthropic, check_openai, sign
@@ -380,6 +381,7 @@ def test_manual_thinking_cannot_go_on_after_a_cut() -> None:
     assert not needs_thinking(messages)
     assert needs_thinking(view_of(conversation(500, "anthropic"), messages))
     assert not needs_thinking([*messages, HumanMessage("and now?")])
+    assert needs_thinking([*view_of(conversation(500, "anthropic"), messages), HumanMessage("and now?")])
 
 
 # Every view is a history that the providers take

@@ -118,7 +118,7 @@ class Breach:
 
     def _count(self, place: Place, refused: Refused) -> None:
         ends = place.run.notes.setdefault((Breach, place.agent_id), count(1))
-        if next(ends) > _ENDS:
+        if place.agent_id is not None and next(ends) > _ENDS:
             raise bubbling(refused)
 
     def _tell_paused(self, place: Place, refused: Refused) -> None:

@@ -28,12 +28,16 @@ _Key = tuple[object, ...]
 
 
 class Walk(NamedTuple):
-    """A prompt as walked: `end` names the whole of it, `prompt` is what is known of its size."""
+    """A prompt as walked: `end` names the whole of it, `prompt` is what is known of its size.
+
+    `shared` names it for every model of the family, 0 where there is none.
+    """
 
     base: int
     end: int
     prompt: Prompt
     writes: CacheWrites
+    shared: int = 0
 
 
 class _Trail:
@@ -44,6 +48,7 @@ class _Trail:
         self.messages: list[BaseMessage] = []
         self.marks: list[tuple[object, ...]] = []
         self.before = self.end = base.digest
+        self.kin, self.shared = base.kin, base.shared
         self.prompt = base.prompt
         self.writes = base.writes
         self.keys: tuple[_Key, ...] = ()
@@ -84,15 +89,28 @@ class _Trail:
 
     def extend(self, messages: Sequence[BaseMessage], measured: Measured) -> None:
         """Walk on to the end of these."""
-        self.prompt = _known(self.prompt, self.end, measured)
+        self.prompt = self._known(self.prompt, measured)
         for message in messages[len(self.messages) :]:
             size = measure(message)
             self.before, self.end = self.end, hash((self.end, size.digest))
+            self.shared = hash((self.shared, size.digest))
             self.writes = dearer(self.writes, size.writes)
             new = _counted(size, self.base, message, measured)
-            self.prompt = _known(self.prompt.plus(new), self.end, measured)
+            self.prompt = self._known(self.prompt.plus(new), measured)
             self.messages.append(message)
             self.marks.append(mark(message))
+
+    def _known(self, prompt: Prompt, measured: Measured) -> Prompt:
+        """The prompt up to here, as the provider counted it for this model, or for another of its family."""
+        count = measured.get(self.end)
+        if count is None and self.kin is not None:
+            by_kin = measured.get(self.shared)
+            count = None if by_kin is None else self.kin.most(by_kin)
+            if count is None or count >= prompt.measured + prompt.ascii_bytes + prompt.wide_bytes:
+                return prompt
+        if count is None:
+            return prompt
+        return Prompt(measured=count, bounded=prompt.bounded, audio=prompt.audio)
 
     def grow(self, messages: Sequence[BaseMessage], measured: Measured) -> bool:
         """Replace the last message by one that begins with it: loops that keep their history in one string."""
@@ -111,7 +129,7 @@ class _Trail:
             return False
         counted = Prompt(measured=count + _SEAM, audio=self.prompt.audio, bounded=self.prompt.bounded)
         self.prompt = counted.plus(measure(HumanMessage(now[seam:])).prompt)
-        self.end = hash((self.before, measure(new).digest))
+        self.end = self.shared = hash((self.before, measure(new).digest))
         known[-1], self.marks[-1] = new, mark(new)
         return True
 
@@ -135,7 +153,8 @@ class Walks:
             self._drop(trail)
             trail.extend(messages, measured)
             self._keep(trail)
-            return Walk(base.digest, trail.end, trail.prompt, trail.writes)
+            shared = trail.shared if trail.kin is not None else 0
+            return Walk(base.digest, trail.end, trail.prompt, trail.writes, shared)
 
     def forget(self, base: int) -> None:
         """Measure anew whatever stands on this base."""
@@ -180,11 +199,6 @@ def answer_digest(base: int, message: BaseMessage) -> int:
 def _answer(base: int, digest: int) -> int:
     # Apart from the digests of prompts: a history may begin with an answer.
     return hash(("answer", base, digest))
-
-
-def _known(prompt: Prompt, end: int, measured: Measured) -> Prompt:
-    count = measured.get(end)
-    return prompt if count is None else Prompt(measured=count, bounded=prompt.bounded, audio=prompt.audio)
 
 
 def _counted(size: Size, base: int, message: BaseMessage, measured: Measured) -> Prompt:

@@ -11,6 +11,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMes
 from pydantic import BaseModel
 
 from runcap.guardrails.estimate import Prompt
+from runcap.guardrails.kinship import Kin, kin_of
 from runcap.guardrails.ratecard import CacheWrites
 
 _AUDIO = frozenset({"audio", "input_audio"})
@@ -31,6 +32,10 @@ class Size(NamedTuple):
     digest: int
     prompt: Prompt
     writes: CacheWrites
+    kin: Kin | None = None
+    """Of a base: the family of its model, whose other members' counts bound this one's."""
+    shared: int = 0
+    """Of a base: the digest that its like has with every member of the family."""
 
 
 def base_size(model: str | None, provider: str | None, params: Mapping[str, Any]) -> Size:
@@ -47,7 +52,8 @@ def base_size(model: str | None, provider: str | None, params: Mapping[str, Any]
     parts.cache_control(params.get("cache_control"))
     for tool in tools:
         parts.tool(tool)
-    return Size(hash((provider, model, text)), parts.prompt(), parts.writes)
+    kin = kin_of(provider, model)
+    return Size(hash((provider, model, text)), parts.prompt(), parts.writes, kin, hash((provider, kin, text)))
 
 
 def measure(message: BaseMessage) -> Size:

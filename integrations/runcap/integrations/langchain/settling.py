@@ -23,13 +23,14 @@ class Note:
 
     end: int
     base: int
+    shared: int = 0
     watch: object = None
     stream: StreamUsage | None = None
 
     @classmethod
     def of(cls, walk: Walk) -> Note:
         """For a call with this prompt."""
-        return cls(walk.end, walk.base)
+        return cls(walk.end, walk.base, walk.shared)
 
 
 def meter(permit: Permit, size: int, counted: BaseMessage | None = None) -> None:
@@ -99,6 +100,8 @@ def _remember(guard: Guard, permit: Permit, message: BaseMessage | None, input_t
         if input_tokens > permit.estimate.input_most and permit.estimate.hard:
             _outgrew(guard, permit, note, input_tokens)
         guard.measured.put(note.end, input_tokens)
+        if note.shared:
+            guard.measured.put(note.shared, input_tokens)
         if isinstance(message, AIMessage):
             guard.measured.put(answer_digest(note.base, message), output_tokens)
 

@@ -35,10 +35,11 @@ _KEPT = 256
 
 
 class Way(NamedTuple):
-    """One way to make a call: a rung of the ladder, with the history as it is or cut further."""
+    """One way to make a call: a rung of the ladder, with the history as it is or cut further, and a whole answer."""
 
     rung: int
     trims: bool = False
+    whole: bool = True
 
 
 class Steering:
@@ -94,7 +95,7 @@ class Steering:
                     cut = dialogue.conversation.cut() or cut
                     dialogue.cools()
             rung = self._at(way.rung, own)
-            purpose = Purpose(self._tier(rung), cut, stops=not ways, whole=bool(ways), root=place.root)
+            purpose = Purpose(self._tier(rung), cut, stops=not ways, whole=way.whole, root=place.root)
             try:
                 answer = yield Attempt(self._made(request, place, own.target, dialogue, rung, cut), purpose)
             except BudgetExceeded as refused:
@@ -107,11 +108,16 @@ class Steering:
             return answer
 
     def _ways(self, index: int, dialogue: Dialogue) -> list[Way]:
-        """As decided; with the history cut, whatever that does to the cache; on each lower tier."""
+        """As decided; with the history cut, whatever that does to the cache; on each lower tier; as short as may be."""
         ways = [Way(index)]
         if dialogue.conversation is not None and dialogue.conversation.can_be_cut():
             ways.append(Way(index, trims=True))
-        return ways + [Way(lower) for lower in range(index + 1, len(self._ladder.rungs))]
+        ways += [Way(lower) for lower in range(index + 1, len(self._ladder.rungs))]
+        ways[-1] = ways[-1]._replace(whole=False)
+        if ways[-1].rung != index:
+            # What is lower is cheaper, but its bound may be larger: nothing of this prompt was counted for it yet.
+            ways.append(Way(index, whole=False))
+        return ways
 
     def _made(
         self,

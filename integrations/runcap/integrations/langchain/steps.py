@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
+from langchain_core.runnables import RunnableConfig
 
 from langchain.agents.middleware import ModelRequest
 from runcap.guardrails.course import Purpose
@@ -33,6 +34,9 @@ class Step(Protocol):
 
 
 Steps = Generator[Step, Any, Any]
+
+_ASIDE: RunnableConfig = {"tags": ["nostream"], "metadata": {"lc_source": "summarization"}}
+"""How LangChain marks what is no answer of the agent's: it is not streamed to whoever reads the agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +68,12 @@ class Tell:
     def apply(self, handler: Handler) -> str:
         """Its answer's text."""
         with carrying(self.model, self.purpose):
-            return self.model.invoke(self.messages).text
+            return self.model.invoke(self.messages, _ASIDE).text
 
     async def aapply(self, handler: AsyncHandler) -> str:
         """Its answer's text."""
         with carrying(self.model, self.purpose):
-            return (await self.model.ainvoke(self.messages)).text
+            return (await self.model.ainvoke(self.messages, _ASIDE)).text
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,19 @@ thinking) is made once and then stays the same object, so that the prompt's pref
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypeGuard
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
 from runcap.guardrails.history import CacheRates, Cut, History, Part, Role, Rolling
 
 from .parts import measure
+from .thinking import is_claudes, without_thinking
 
 SUMMARY = "Summary of the conversation so far, in place of messages that are left out:\n\n"
 
 _CUT = "\n[... {cut:,} of {all:,} characters left out ...]\n"
 _ROLES: Mapping[str, Role] = {"human": "user", "ai": "assistant", "tool": "tool", "system": "system"}
-_THINKING = ("thinking", "redacted_thinking", "reasoning", "reasoning_content")
 _BOUND = ("anthropic", "aws")
 """Whose signed thinking is bound to all that came before it: after a cut it is refused, and so it is left out whole."""
 
@@ -119,7 +119,7 @@ class Conversation:
 
     def _unbind(self) -> None:
         """Leave out all thinking there is: what it was bound to may have been cut elsewhere, or was changed since."""
-        if self._provider in _BOUND and any(isinstance(message, AIMessage) for message in self._messages):
+        if any(self._may_think(message) for message in self._messages):
             self._rolling.stripped = len(self._messages)
 
     def _after(self, cut: Cut | None) -> Cut | None:
@@ -144,9 +144,10 @@ class Conversation:
         return Part(tokens, _ROLES.get(message.type, "user"), shortens, thinking)
 
     def _stripped(self, message: BaseMessage) -> BaseMessage:
-        if self._provider in _BOUND and isinstance(message, AIMessage):
-            return without_thinking(message)
-        return message
+        return without_thinking(message) if self._may_think(message) else message
+
+    def _may_think(self, message: BaseMessage) -> TypeGuard[AIMessage]:
+        return isinstance(message, AIMessage) and (self._provider in _BOUND or is_claudes(message))
 
     def _tokens(self, message: BaseMessage) -> int:
         if self._policy.counter is not None:
@@ -177,20 +178,6 @@ def _keeping(message: ToolMessage, text: str, keep: int) -> ToolMessage:
     return message.model_copy(update={"content": text[:head] + cut + text[len(text) - keep + head :]})
 
 
-def without_thinking(message: AIMessage) -> AIMessage:
-    """The answer without its thinking; itself where it has none."""
-    content = message.content
-    if isinstance(content, str):
-        return message
-    kept = [block for block in content if not is_thinking(block)]
-    return message if len(kept) == len(content) else message.model_copy(update={"content": kept})
-
-
-def is_thinking(block: object) -> bool:
-    """A block of thinking, readable or not."""
-    return isinstance(block, Mapping) and block.get("type") in _THINKING
-
-
 def _is_nothing(message: BaseMessage) -> bool:
     """An answer that was all thinking: nothing is left of it, or only empty text."""
     if not isinstance(message, AIMessage) or message.tool_calls or message.invalid_tool_calls:
@@ -208,12 +195,3 @@ def _after_first_user(messages: Sequence[BaseMessage]) -> int:
         if not isinstance(message, SystemMessage):
             return index + 1 if isinstance(message, HumanMessage) else index
     return len(messages)
-
-
-def needs_thinking(messages: Sequence[BaseMessage]) -> bool:
-    """It ends in the results of an answer that does not begin with thinking: Claude refuses to think on from there."""
-    if not isinstance(messages[-1], ToolMessage):
-        return False
-    answer = next((one for one in reversed(messages) if isinstance(one, AIMessage)), None)
-    content: Any = answer.content if answer is not None else None
-    return not (isinstance(content, list) and content and is_thinking(content[0]))
