@@ -109,14 +109,17 @@ class Plan(Reservation):
         short one on this prompt.
         """
         run, purpose = self.run, self.request.purpose
-        if run.finish_max_input is None or purpose.last:
+        if run.finish_max_input is None:
             return ZERO
+        if purpose.last:
+            return run.spare_around
         if not purpose.root:
             return run.spare
         size = self.known.input_most + self.known.input_most // 4
         good, short = self._last(size + LAST_OUTPUT, LAST_OUTPUT), self._last(size, run.min_output_tokens)
-        nano, tokens = (self._kept(unit, good[unit], short[unit]) for unit in range(HELD_UNITS))
-        return Amounts(nano, tokens, 1)
+        around = run.spare_around
+        nano, tokens = (max(self._kept(unit, good[unit], short[unit]), around[unit]) for unit in range(HELD_UNITS))
+        return Amounts(nano, tokens, 1 + around.steps)
 
     def _last(self, size: int, output: int) -> Amounts:
         """The dearest a last answer of this length can be."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from decimal import Decimal
 from types import TracebackType
@@ -84,6 +84,8 @@ class Run:
         """Where it is on the way to its cap; without a cap of its own, where the run around it is."""
         self.on_breach: OnBreach = next((one.on_breach for one in budgets), "raise")
         """What a middleware does at the cap; the innermost budget says."""
+        self.tells_agent: bool = any(one.tell_agent for one in budgets)
+        """Its agents are told of warnings."""
         finishing = [one.finish_max_input for one in budgets if one.on_breach == "finish"]
         self.finish_max_input: int | None = min(finishing, default=None)
         """Tokens of the prompt of its last answer, at most; None where no last answer is kept room for."""
@@ -156,9 +158,19 @@ class Run:
         return self.course.tier
 
     @property
+    def capped(self) -> Run:
+        """The innermost run with a budget of its own, of this one and those around it; itself where none has."""
+        return next((run for run in self._chain if run.budget is not None), self)
+
+    @property
     def spare(self) -> Amounts:
-        """What the last answers of this run and those around it would cost: the largest, which are never all given."""
-        return max((run.course.spare for run in self._chain), key=lambda spare: spare.nano or spare.tokens)
+        """What the last answers of this run and those around it would cost, the dearest in each unit."""
+        return _most(run.course.spare for run in self._chain)
+
+    @property
+    def spare_around(self) -> Amounts:
+        """The same of those around it alone."""
+        return _most(run.course.spare for run in self._chain if run.course is not self.course)
 
     @property
     def stopped(self) -> str | None:
@@ -187,7 +199,7 @@ class Run:
             RuntimeError: the run is over.
             ValueError: nothing to add, or a negative amount.
         """
-        key, extra = self._top_up_key(key), _extra(usd, steps, tool_calls, tokens)
+        key, extra = self._top_up_key(key), check_top_up(usd=usd, steps=steps, tool_calls=tool_calls, tokens=tokens)
         return self._topped_up(self._guard.ledger.top_up(self.accounts[0].id, key, extra), key, extra)
 
     async def atop_up(
@@ -200,7 +212,7 @@ class Run:
         key: str | None = None,
     ) -> bool:
         """`top_up`, without blocking the loop."""
-        key, extra = self._top_up_key(key), _extra(usd, steps, tool_calls, tokens)
+        key, extra = self._top_up_key(key), check_top_up(usd=usd, steps=steps, tool_calls=tool_calls, tokens=tokens)
         return self._topped_up(await self._guard.ledger.atop_up(self.accounts[0].id, key, extra), key, extra)
 
     def stop(self, reason: str) -> None:
@@ -389,7 +401,16 @@ def _watched(budget: Budget | None) -> tuple[tuple[int, float], ...]:
     return tuple((unit, share) for share in budget.warn_at for unit in capped)
 
 
-def _extra(usd: Money | None, steps: int, tool_calls: int, tokens: int) -> Amounts:
+def _most(kept: Iterable[Amounts]) -> Amounts:
+    return Amounts(*(max(unit) for unit in zip(ZERO, *kept, strict=True)))
+
+
+def check_top_up(*, usd: Money | None = None, steps: int = 0, tool_calls: int = 0, tokens: int = 0) -> Amounts:
+    """What a top-up adds.
+
+    Raises:
+        ValueError, TypeError: nothing to add, or no amount.
+    """
     nano = 0 if usd is None else to_nano(usd, "top_up(usd)")
     for name, value in (("steps", steps), ("tool_calls", tool_calls), ("tokens", tokens)):
         if type(value) is not int or value < 0:

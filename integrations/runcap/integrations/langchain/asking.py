@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired
 
 from langchain_core.runnables.config import var_child_runnable_config
+from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from langchain.agents.middleware import AgentState
 from langchain.agents.middleware.types import PrivateStateAttr
 from runcap.guardrails.amounts import UNITS, Amounts
 from runcap.guardrails.errors import Refused
-from runcap.guardrails.run import Run
+from runcap.guardrails.run import Run, check_top_up
 from runcap.guardrails.saved import SavedRun
 
 STATE = "runcap"
@@ -37,9 +38,13 @@ def can_interrupt() -> bool:
     return _configurable().get("__pregel_checkpointer") is not None
 
 
-def question(refused: Refused) -> dict[str, Any]:
-    """What the interrupt says: the numbers, as strings, and how to answer. A run halted as a loop has none."""
-    what: dict[str, Any] = {
+def question(refused: Refused, record: Mapping[str, Any], wrong: str | None) -> dict[str, Any]:
+    """What the interrupt says: the numbers, as strings, and how to answer. A run halted as a loop has none.
+
+    `record` is the run as it stands, for another process to go on from; `wrong` what was wrong with the last answer.
+    """
+    what: dict[str, Any] = {} if wrong is None else {"error": wrong}
+    what |= {
         "type": KIND,
         "run_id": refused.run_id,
         "unit": refused.unit,
@@ -47,7 +52,7 @@ def question(refused: Refused) -> dict[str, Any]:
     }
     if refused.unit is not None:
         what |= {name: f"{getattr(refused, name):f}" for name in ("cap", "spent", "held", "unknown", "needed")}
-    return {**what, "resume_with": _EXAMPLE}
+    return {**what, "resume_with": _EXAMPLE, "record": dict(record)}
 
 
 def key_of(run: Run, number: int) -> str:
@@ -59,13 +64,34 @@ def read_answer(answer: Any) -> dict[str, Any]:
     """What to add to the caps; empty where the answer is no.
 
     Raises:
-        ValueError: it is neither.
+        ValueError, TypeError: it is neither.
     """
     if not answer:
         return {}
     if not isinstance(answer, Mapping) or not {*answer} <= {*_ADDS, "key"} or {*answer} == {"key"}:
         raise ValueError(f"a run that asks for more is resumed with {_EXAMPLE}; got {type(answer).__name__}")
+    check_top_up(**{name: value for name, value in answer.items() if name != "key"})
     return dict(answer)
+
+
+def last_question(checkpoint: Any) -> Mapping[str, Any]:
+    """What this very task asked before it was resumed, as its checkpoint has it; empty where it asked nothing."""
+    task = _configurable().get("__pregel_task_id")
+    for task_id, channel, interrupts in getattr(checkpoint, "pending_writes", None) or ():
+        if task_id == task and channel == "__interrupt__":
+            value = getattr(interrupts[0], "value", None) if interrupts else None
+            return value if isinstance(value, Mapping) and value.get("type") == KIND else {}
+    return {}
+
+
+def resumed_from() -> tuple[Any, dict[str, Any]] | None:
+    """The checkpointer of a task that is resumed, and where its checkpoint is; None for any other."""
+    told = _configurable()
+    saver, thread = told.get("__pregel_checkpointer"), told.get("thread_id")
+    if not told.get("__pregel_resuming") or thread is None or not isinstance(saver, BaseCheckpointSaver):
+        return None
+    namespace = str(told.get("checkpoint_ns") or "").rpartition("|")[0]
+    return saver, {"configurable": {"thread_id": thread, "checkpoint_ns": namespace}}
 
 
 def record_of(run: Run, keeper: str) -> dict[str, Any]:

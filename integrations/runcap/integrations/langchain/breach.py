@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
-from langchain_core.messages import BaseMessage
+from langgraph.errors import GraphBubbleUp
 from langgraph.types import interrupt
 
 from langchain.agents.middleware import ModelRequest
@@ -43,7 +43,7 @@ class Breach:
 
     def how(self, run: Run, refused: Refused) -> OnBreach:
         """What to do about a refusal: only a cap of this run, or a loop in it, is a breach."""
-        capped = next((outer for outer in run.outward() if outer.id == refused.run_id), None)
+        capped = _capped(run, refused)
         if capped is None or (refused.unit is None and not isinstance(refused, LoopHalted)):
             return "raise"
         if capped.on_breach == "ask" and not self._may_ask(run, refused):
@@ -59,13 +59,7 @@ class Breach:
         return refused.hinting(_NO_CHECKPOINTS) if asks and not asking.can_interrupt() else refused
 
     def finish(
-        self,
-        request: ModelRequest[Any],
-        messages: Sequence[BaseMessage],
-        place: Place,
-        target: Target,
-        refused: Refused,
-        tier: str | None,
+        self, request: ModelRequest[Any], place: Place, target: Target, refused: Refused, tier: str | None
     ) -> Steps:
         """The last answer: of the root agent, and there is one; every other agent ends without a call.
 
@@ -77,35 +71,57 @@ class Breach:
         if not place.root or unit == "seconds" or not course.claim_last():
             return lastword.unsaid(unit)
         purpose = Purpose(tier=tier, last=True)
-        for made in lastword.requests(request, messages, target, unit):
-            try:
-                result = yield Attempt(made, purpose)
-            except (BudgetExceeded, LoopHalted):
-                continue  # it does not fit: with less of the conversation it may
-            return lastword.spoken(result, unit)
+        for made in lastword.requests(request, target, unit):
+            for way in (Attempt(made, purpose), lastword.directly(made, purpose)):
+                try:
+                    result = yield way
+                except (BudgetExceeded, LoopHalted):
+                    continue  # it does not fit: with less of the conversation it may
+                except GraphBubbleUp:
+                    raise
+                except Exception as error:  # noqa: BLE001 - the run is over, and ends well in any case
+                    self._guard.say_once(f"a last answer failed with {type(error).__name__}: the run ends without it")
+                    return lastword.unsaid(unit)
+                return lastword.spoken(result, unit)
         return lastword.unsaid(unit)
 
-    def ask(self, place: Place, refused: Refused, number: int) -> Steps:
-        """Interrupt the graph, and add to the caps what the answer says.
+    def ask(self, place: Place, refused: Refused, number: int, keeper: str) -> Steps:
+        """Interrupt the graph, and add to the caps what the answer says. The number of the next question.
+
+        An answer that is none is asked for once more: LangGraph keeps it, and would give it again for ever.
 
         Raises:
             Refused: the answer is no.
             GraphInterrupt: there is no answer yet.
-            ValueError: the answer is none.
         """
-        run = place.run
+        capped = _capped(place.run, refused) or place.run
+        wrong: str | None = None
+        while True:
+            record = asking.record_of(capped, keeper)
+            answer = self._interrupt(place, capped, refused, asking.question(refused, record, wrong))
+            number += 1
+            try:
+                extra = asking.read_answer(answer)
+                break
+            except (ValueError, TypeError) as error:
+                wrong = str(error)
+        if not extra:
+            capped.course.declined = True
+            raise bubbling(refused)
+        key = extra.pop("key", None) or asking.key_of(capped, number)
+        yield TopUp(capped, extra, str(key))
+        return number
+
+    def _interrupt(self, place: Place, capped: Run, refused: Refused, question: dict[str, Any]) -> Any:
         try:
-            answer = interrupt(asking.question(refused))
+            return interrupt(question)
         except BaseException:
-            run.pause()
+            for run in place.run.outward():
+                run.pause()
+                if run is capped:
+                    break
             self._tell_paused(place, refused)
             raise
-        extra = asking.read_answer(answer)
-        if not extra:
-            run.course.declined = True
-            raise bubbling(refused)
-        key = extra.pop("key", None) or asking.key_of(run, number)
-        yield TopUp(run, extra, str(key))
 
     def warnings(self, place: Place) -> Iterator[str]:
         """What the agent is to be told with its next prompt."""
@@ -130,6 +146,11 @@ class Breach:
                 details=refused.details,
             )
         )
+
+
+def _capped(run: Run, refused: Refused) -> Run | None:
+    """Which of the runs it is in is at its cap; None for another guard's."""
+    return next((outer for outer in run.outward() if outer.id == refused.run_id), None)
 
 
 def _names(loop: Loop) -> str:

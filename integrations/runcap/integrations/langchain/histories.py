@@ -45,15 +45,19 @@ class Histories:
         conversation = dialogue.conversation
         if conversation is None:
             return None
-        rates = dialogue.rates(rung)
         try:
-            conversation.take(request.messages, rates, request.system_message)
-            cut = conversation.decide(rates)
+            self.take(dialogue, request, rung)
+            cut = conversation.decide(dialogue.rates(rung))
         except HistoryTooLong as error:
             raise bubbling(error) from None
         if cut is not None:
             dialogue.cools()
         return cut
+
+    def take(self, dialogue: Dialogue, request: ModelRequest[Any], rung: Rung) -> None:
+        """Take the agent's messages in."""
+        if dialogue.conversation is not None:
+            dialogue.conversation.take(request.messages, dialogue.rates(rung), request.system_message)
 
     def summarize(self, dialogue: Dialogue) -> Steps:
         """Have what was cut summarized, if it is to be and is not yet."""
@@ -63,7 +67,8 @@ class Histories:
             return
         text = _transcript(gone, self._policy.max_tokens * _CHARACTERS)
         try:
-            summary = yield Tell(model, [SystemMessage(_SUMMARIZE), HumanMessage(text)], Purpose(stops=False))
+            answer = yield Tell(model, [SystemMessage(_SUMMARIZE), HumanMessage(text)], Purpose(stops=False))
+            summary = answer.text
         except Exception as error:  # noqa: BLE001 - whatever fails, the agent's own call is made all the same
             kind = type(error).__name__
             self._guard.say_once(f"a history could not be summarized ({kind}): it is cut without a summary")

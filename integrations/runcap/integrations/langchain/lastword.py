@@ -10,6 +10,7 @@ from langgraph.types import Command
 
 from langchain.agents.middleware import ModelRequest, ModelResponse
 from langchain.agents.middleware.types import ExtendedModelResponse
+from runcap.guardrails.course import Purpose
 from runcap.guardrails.errors import Refused
 from runcap.guardrails.history import SHORTEST, CacheRates, History, HistoryTooLong
 
@@ -17,6 +18,9 @@ from .cut import MARK
 from .dialogue import with_text
 from .parts import measure
 from .rewriting import Target
+from .rungs import thinking_if_taken
+from .steps import Tell
+from .thinking import is_claudes, without_thinking
 from .trimming import Conversation, shortened
 
 ASK = (
@@ -40,13 +44,30 @@ _KEEP_TOOLS = ("aws",)
 _ANY = CacheRates()
 
 
-def requests(
-    request: ModelRequest[Any], messages: Sequence[BaseMessage], target: Target, unit: str
-) -> Iterator[ModelRequest[Any]]:
-    """The last call, in ways that take less and less of a prompt. `messages` is what would be sent otherwise."""
-    silent = _silenced(request, target)
+def requests(request: ModelRequest[Any], target: Target, unit: str) -> Iterator[ModelRequest[Any]]:
+    """The last call, in ways that take less and less of a prompt. `request` is what would be sent otherwise."""
+    silent, messages = _silenced(request, target), request.messages
     for fewer in _fewer(messages, request.system_message, target):
-        yield silent.override(messages=_asked(fewer, target, ASK.format(unit=unit)))
+        asked = _asked(fewer, target, ASK.format(unit=unit))
+        yield thinking_if_taken(silent.override(messages=asked), asked)
+    if silent.tools and not any(isinstance(message, ToolMessage) for message in messages):
+        # Claude takes no history of tool calls without tools; where there is none, they need not be paid for.
+        asked = _asked([*messages], target, ASK.format(unit=unit))
+        yield silent.override(messages=asked, tools=[], tool_choice=None)
+
+
+def directly(request: ModelRequest[Any], purpose: Purpose) -> Tell:
+    """The same call past whatever else the agent puts around its calls, which may have calls of its own refused."""
+    model, messages = request.model, [*request.messages]
+    if request.system_message is not None:
+        messages.insert(0, request.system_message)
+    bound: Any = model
+    if request.tools:
+        choice = {} if request.tool_choice is None else {"tool_choice": request.tool_choice}
+        bound = model.bind_tools(request.tools, **choice, **request.model_settings)
+    elif request.model_settings:
+        bound = model.bind(**request.model_settings)
+    return Tell(model, messages, purpose, bound, aside=False)
 
 
 def spoken(result: Any, unit: str) -> AIMessage:
@@ -55,6 +76,8 @@ def spoken(result: Any, unit: str) -> AIMessage:
     text = found.text if found is not None else ""
     if found is None or not (text or found.tool_calls):
         return unsaid(unit)
+    if is_claudes(found):
+        found = without_thinking(found)  # bound to what was asked for here, which no later prompt has
     content = text or UNSAID.format(unit=unit) if found.tool_calls or found.invalid_tool_calls else found.content
     kept = {key: value for key, value in found.additional_kwargs.items() if key != "tool_calls"}
     told = {**found.response_metadata, MARK: {**found.response_metadata.get(MARK, {}), "ended": unit}}

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, Self, cast
-from uuid import uuid4
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import ToolMessage
@@ -30,7 +29,7 @@ from .tree import Node
 try:
     from langchain.agents.middleware import AgentMiddleware, ModelRequest
 
-    from .asking import STATE, AskingState, read_record, record_of
+    from .asking import STATE, AskingState, last_question, read_record, record_of, resumed_from
     from .steering import Steering
     from .steps import acarry_out, carry_out
 except ImportError as error:
@@ -196,22 +195,39 @@ class _Asking(BudgetMiddleware):
 
     def before_model(self, state: Any, runtime: Any) -> dict[str, Any]:
         """Keep what the run has cost."""
-        return {STATE: record_of(self._where()[0], self._keeper)}
+        return {STATE: record_of(self._where()[0].capped, self._steering.keeper)}
 
     async def abefore_model(self, state: Any, runtime: Any) -> dict[str, Any]:
         """See `before_model`."""
         return self.before_model(state, runtime)
 
-    @property
-    def _keeper(self) -> str:
-        return str(self.guard.notes.setdefault(STATE, uuid4().hex))
+    def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
+        """See `BudgetMiddleware`. Resumed elsewhere, it goes on from what the question says was spent."""
+        place = resumed_from()
+        if place is not None:
+            self._went_on(place[0].get_tuple(place[1]), request.state)
+        return super().wrap_model_call(request, handler)
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
+    ) -> Any:
+        """See `wrap_model_call`."""
+        place = resumed_from()
+        if place is not None:
+            self._went_on(await place[0].aget_tuple(place[1]), request.state)
+        return await super().awrap_model_call(request, handler)
+
+    def _went_on(self, checkpoint: Any, state: Any) -> None:
+        run, node = self._where()
+        run = self._resumed(state, run, node)
+        self._resumed({STATE: last_question(checkpoint).get("record")}, run, node)
 
     def _resumed(self, state: Any, run: Run, node: Node | None) -> Run:
         saved = read_record(state.get(STATE)) if isinstance(state, Mapping) else None
         if saved is None or node is None:
             return run
         if saved.run_id == run.id:
-            if saved.keeper != self._keeper:
+            if saved.keeper != self._steering.keeper:
                 self._attachment.nodes.catch_up(run, saved)
             return run
         owner = next((one for one in node.upward() if one.owns_run and one.run is run), None)

@@ -193,7 +193,9 @@ class Nodes:
         return ref(run_id, lost)
 
     def _end_run(self, run: Run, how: Outcome) -> None:
-        if run.paused and how == "interrupted":
+        if how == "interrupted" and run.info.conversation_id != run.id:
+            # Whoever interrupted it: a run that a person approves step by step is one run, with one budget.
+            run.pause()
             self._guard.paused.put(run.info.conversation_id, run)
         else:
             run.end()

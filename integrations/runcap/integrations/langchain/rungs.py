@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
 
 from langchain.agents.middleware import ModelRequest
 from langchain.chat_models import init_chat_model
@@ -14,6 +15,7 @@ from runcap.guardrails.pricing import NoPrice
 from runcap.guardrails.ratecard import RateCard
 
 from .rewriting import Target, target_of
+from .thinking import needs_thinking, thinks_by_hand
 
 _PORTABLE = frozenset({"stop", "temperature", "reasoning_effort"})
 """Settings of one call that every provider's package takes or passes over, and that mean the same everywhere."""
@@ -99,6 +101,16 @@ def _suits(model: BaseChatModel, name: str, value: object) -> bool:
     if name == "temperature":
         return profile.get("temperature") is not False
     return value in profile.get("reasoning_effort_levels", ())
+
+
+def thinking_if_taken(request: ModelRequest[Any], messages: Sequence[BaseMessage]) -> ModelRequest[Any]:
+    """The call, without thinking on a budget given by hand where Claude refuses to think on from these messages."""
+    if not (needs_thinking(messages) and thinks_by_hand(request.model, request.model_settings)):
+        return request
+    settings = {name: value for name, value in request.model_settings.items() if name != "thinking"}
+    if getattr(request.model, "thinking", None) is None:
+        return request.override(model_settings=settings)
+    return request.override(model=request.model.model_copy(update={"thinking": None}), model_settings=settings)
 
 
 def _is_native(tool: object) -> bool:

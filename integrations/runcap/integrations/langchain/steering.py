@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
@@ -20,6 +21,7 @@ from runcap.guardrails.guard import Guard
 from runcap.guardrails.history import Cut
 from runcap.guardrails.run import Run
 
+from .asking import STATE
 from .breach import Breach
 from .dialogue import Dialogue
 from .histories import Histories
@@ -27,9 +29,8 @@ from .ladder import Ladder
 from .lastword import ending, message_in
 from .place import Place
 from .rewriting import Target
-from .rungs import Rung, put_on, rung_of
+from .rungs import Rung, put_on, rung_of, thinking_if_taken
 from .steps import Attempt, Steps
-from .trimming import needs_thinking
 
 _KEPT = 256
 
@@ -54,11 +55,16 @@ class Steering:
         self._adding = threading.Lock()
         self._known: dict[int, tuple[object, Rung]] = {}
 
+    @property
+    def keeper(self) -> str:
+        """Names the guard in the records of its runs."""
+        return str(self._guard.notes.setdefault(STATE, uuid4().hex))
+
     def has_nothing_to_do(self, place: Place) -> bool:
         """The call is made as it comes."""
         guard, run = self._guard, place.run
         nudges = guard.loops is not None and guard.loops.nudge
-        return not (self._ladder or guard.history or nudges or run.on_breach != "raise" or run.course.unsaid)
+        return not (self._ladder or guard.history or nudges or run.on_breach != "raise" or run.tells_agent)
 
     def steer(self, request: ModelRequest[Any], place: Place) -> Steps:
         """Make a call, as far as the run's budget goes; then end as `Budget.on_breach` says.
@@ -77,8 +83,7 @@ class Steering:
                     raise self._breach.hinting(place.run, refused) from refused.__cause__
                 if how == "finish":
                     return (yield from self._finish(request, place, own, dialogue, refused))
-                yield from self._breach.ask(place, refused, asked)
-                asked += 1
+                asked = yield from self._breach.ask(place, refused, asked, self.keeper)
 
     def _call(self, request: ModelRequest[Any], place: Place, own: Rung, dialogue: Dialogue) -> Steps:
         index = self._ladder.choose(place, own, dialogue, request.messages) if self._ladder else 0
@@ -92,6 +97,7 @@ class Steering:
             way = ways.pop(0)
             if way.trims and dialogue.conversation is not None:
                 with dialogue.lock:
+                    self._histories.take(dialogue, request, self._at(way.rung, own))
                     cut = dialogue.conversation.cut() or cut
                     dialogue.cools()
             rung = self._at(way.rung, own)
@@ -129,29 +135,28 @@ class Steering:
         cut: Cut | None,
     ) -> ModelRequest[Any]:
         with dialogue.lock:
-            messages = self._sent(request, dialogue, rung.target)
-            system = request.system_message
-            if system is not None and self._ladder:
-                [system] = dialogue.rewritten_system(system, rung.target)
-            made = put_on(request, rung, before, messages=messages, system_message=system)
+            made = self._put_on(request, before, dialogue, rung)
             if dialogue.conversation is not None:
-                broken = dialogue.sends(messages, system, made.tools, rung.target, cut)
+                broken = dialogue.sends(made.messages, made.system_message, made.tools, rung.target, cut)
                 if broken is not None:
                     self._histories.tell_broken(broken, rung, place)
-            changed = self._ladder or (dialogue.conversation is not None and dialogue.conversation.was_cut)
-            if changed and needs_thinking(messages):
-                made = _without_manual_thinking(made)
-        return made
+        changed = self._ladder or (dialogue.conversation is not None and dialogue.conversation.was_cut)
+        return thinking_if_taken(made, made.messages) if changed else made
+
+    def _put_on(self, request: ModelRequest[Any], before: Target, dialogue: Dialogue, rung: Rung) -> ModelRequest[Any]:
+        self._histories.take(dialogue, request, rung)  # once more: another call of the thread may have come between
+        messages, system = self._sent(request, dialogue, rung.target), request.system_message
+        if system is not None and self._ladder:
+            [system] = dialogue.rewritten_system(system, rung.target)
+        return put_on(request, rung, before, messages=messages, system_message=system)
 
     def _finish(
         self, request: ModelRequest[Any], place: Place, own: Rung, dialogue: Dialogue, refused: Refused
     ) -> Steps:
         rung = self._at(place.run.course.rung, own)
         with dialogue.lock:
-            messages = self._sent(request, dialogue, rung.target)
-        made = put_on(request, rung, own.target)
-        tier = self._tier(rung)
-        last = yield from self._breach.finish(made, messages, place, rung.target, refused, tier)
+            made = self._put_on(request, own.target, dialogue, rung)
+        last = yield from self._breach.finish(made, place, rung.target, refused, self._tier(rung))
         return ending(last, request)
 
     def _sent(self, request: ModelRequest[Any], dialogue: Dialogue, target: Target) -> list[BaseMessage]:
@@ -190,15 +195,3 @@ def _is_for_money(refused: Refused, run: Run) -> bool:
     """There may be another way: it is this run that lacks money, and it was not stopped for that."""
     ours = any(outer.id == refused.run_id for outer in run.outward())
     return ours and refused.unit in UNITS[:HELD_UNITS] and all(outer.stopped is None for outer in run.outward())
-
-
-def _without_manual_thinking(request: ModelRequest[Any]) -> ModelRequest[Any]:
-    """The call without thinking on a budget given by hand: Claude takes it only where the answer before has thought."""
-    settings = {name: value for name, value in request.model_settings.items() if name != "thinking"}
-    told: Any = getattr(request.model, "thinking", None)
-    if isinstance(told, dict) and told.get("type") == "enabled":
-        return request.override(model=request.model.model_copy(update={"thinking": None}), model_settings=settings)
-    by_hand = request.model_settings.get("thinking")
-    if isinstance(by_hand, dict) and by_hand.get("type") == "enabled":
-        return request.override(model_settings=settings)
-    return request

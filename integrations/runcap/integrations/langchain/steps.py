@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
-from langchain_core.runnables import RunnableConfig
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable, RunnableConfig
 
 from langchain.agents.middleware import ModelRequest
 from runcap.guardrails.course import Purpose
@@ -59,21 +59,30 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Ask another model, beside the agent's own calls."""
+    """Ask a model past everything further in. `bound` is the model with its tools, where it has any."""
 
     model: BaseChatModel
-    messages: list[BaseMessage]
+    messages: list[Any]
     purpose: Purpose
+    bound: Runnable[Any, Any] | None = None
+    aside: bool = True
+    """It is no answer of the agent's, and not to be streamed to whoever reads the agent."""
 
-    def apply(self, handler: Handler) -> str:
-        """Its answer's text."""
+    def apply(self, handler: Handler) -> AIMessage:
+        """Its answer."""
         with carrying(self.model, self.purpose):
-            return self.model.invoke(self.messages, _ASIDE).text
+            answer: AIMessage = (self.bound or self.model).invoke(self.messages, self._config)
+        return answer
 
-    async def aapply(self, handler: AsyncHandler) -> str:
-        """Its answer's text."""
+    async def aapply(self, handler: AsyncHandler) -> AIMessage:
+        """Its answer."""
         with carrying(self.model, self.purpose):
-            return (await self.model.ainvoke(self.messages, _ASIDE)).text
+            answer: AIMessage = await (self.bound or self.model).ainvoke(self.messages, self._config)
+        return answer
+
+    @property
+    def _config(self) -> RunnableConfig | None:
+        return _ASIDE if self.aside else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Claude's thinking, which is signed: bound to all that came before it, and asked for where an answer goes on from tools.
+"""Claude's thinking: signed, bound to all that came before it, and wanted where an answer goes on from tools.
 
 After a cut it is left out whole, and stays out; where it is missing, thinking on a budget given by hand is turned off.
 """
