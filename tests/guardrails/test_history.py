@@ -159,6 +159,8 @@ class Plain:
         turns = max(sum(part.role == "assistant" for part in self.parts), 1)
         first = [part.tokens for part in self.parts if part.role == "user"][:1]
         stays = self.fixed + sum(part.tokens for part in self.parts if part.role == "system") + sum(first)
+        if self.size() > 2 * self.policy.max_tokens:
+            return True
         read = rates.read * rates.hits + rates.write * (1 - rates.hits)
         return turns / 2 * read * (self.size() - left) >= (rates.write - read) * max(left - stays, 0)
 

@@ -124,6 +124,35 @@ def test_the_providers_count_of_a_prefix_replaces_its_bound() -> None:
     assert (again.prompt.measured, again.prompt.messages) == (7, 0)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "provider", "most"),
+    [
+        ("gpt-4o", "gpt-4o-mini", "openai", 102 + 256),
+        ("gpt-5", "o3", "openai", 102 + 256),
+        ("claude-sonnet-4-5", "claude-haiku-4-5", "anthropic", 140 + 1_024),
+        ("gpt-4o", "gpt-4", "openai", None),
+        ("gpt-4o", "gpt-4o-mini", "azure", None),
+    ],
+)
+def test_what_a_model_of_the_family_counted_bounds_it(one: str, other: str, provider: str, most: int | None) -> None:
+    messages: list[AnyMessage] = [SystemMessage("s"), HumanMessage("h" * 5_000)]
+    walks, measured = Walks(), Measured()
+    told = walks.walk(base_size(one, provider, {}), messages, measured)
+    by_bytes = told.prompt.most(provider)
+    if told.shared:
+        measured.put(told.shared, 100)
+    known = walks.walk(base_size(other, provider, {}), messages, measured).prompt.most(provider)
+    assert known == (by_bytes if most is None else most)
+
+
+def test_a_count_of_the_family_that_says_no_more_than_bytes_is_not_used() -> None:
+    messages: list[AnyMessage] = [HumanMessage("h" * 20)]
+    walks, measured = Walks(), Measured()
+    told = walks.walk(base_size("gpt-4o", "openai", {}), messages, measured)
+    measured.put(told.shared, 8)
+    assert walks.walk(base_size("gpt-4o-mini", "openai", {}), messages, measured).prompt.measured == 0
+
+
 def test_an_answer_is_bounded_by_its_counted_output() -> None:
     measured, answer = Measured(), AIMessage("word " * 100)
     measured.put(answer_digest(BASE.digest, answer), 101)

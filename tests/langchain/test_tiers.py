@@ -788,8 +788,22 @@ def test_what_fits_on_no_lower_tier_is_cut_short_where_it_is(serve: Serve) -> No
     def answer(number: int, body: Body) -> Reply:
         return asks(number, 900) if number < 3 else Reply(text="done", output_tokens=200)
 
+    watch = Ladder(serve, answer, GPT, HAIKU, usd="0.090")
+    result = watch.agent(watch.model(GPT, max_tokens=1500)).invoke(LONG)
+    assert result["messages"][-1].text == "done"
+    assert (watch.models, watch.switches) == ([GPT] * 4, [])
+    assert watch.bodies[-1]["max_completion_tokens"] < 1500
+    watch.check()
+
+
+def test_what_one_claude_counted_bounds_it_for_another(serve: Serve) -> None:
+    """So that the call fits on the lower tier, where its bytes alone would not."""
+
+    def answer(number: int, body: Body) -> Reply:
+        return asks(number, 900) if number < 3 else Reply(text="done", output_tokens=200)
+
     watch = Ladder(serve, answer, SONNET, HAIKU, usd="0.078")
     result = watch.agent(watch.model(SONNET, max_tokens=1500)).invoke(LONG)
     assert result["messages"][-1].text == "done"
-    assert (watch.models, watch.switches) == ([SONNET] * 4, [])
+    assert (watch.models, watch.switches) == ([*[SONNET] * 3, HAIKU], [(SONNET, HAIKU, True)])
     watch.check()

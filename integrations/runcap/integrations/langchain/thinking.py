@@ -11,17 +11,17 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
-_CLAUDES = ("thinking", "redacted_thinking")
-_THINKING = (*_CLAUDES, "reasoning", "reasoning_content")
+_CLAUDES_ALONE = "redacted_thinking"
+_THINKING = ("thinking", _CLAUDES_ALONE, "reasoning", "reasoning_content")
 _SELLERS = ("anthropic", "bedrock", "amazon_bedrock")
 
 
 def is_claudes(message: AIMessage) -> bool:
     """Claude said it, as far as it tells."""
-    seller = str(message.response_metadata.get("model_provider") or "")
-    return seller.startswith(_SELLERS) or (
-        isinstance(message.content, list) and any(_type_of(block) in _CLAUDES for block in message.content)
-    )
+    seller = message.response_metadata.get("model_provider")
+    if seller:
+        return str(seller).startswith(_SELLERS)
+    return isinstance(message.content, list) and any(_type_of(block) == _CLAUDES_ALONE for block in message.content)
 
 
 def without_thinking(message: AIMessage) -> AIMessage:
