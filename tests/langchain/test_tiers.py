@@ -545,8 +545,8 @@ def test_they_stay_with_the_same_provider(serve: Serve) -> None:
         ("gpt-5", MINI, {"reasoning_effort": "high"}, {}),
         ("gpt-5", HAIKU, {"reasoning_effort": "high"}, {}),
         ("gpt-5", "gpt-5-mini", {"reasoning_effort": "minimal"}, {"reasoning_effort": "minimal"}),
-        ("gpt-5", SONNET, {"reasoning_effort": "high"}, {"output_config": {"effort": "high"}}),
-        ("gpt-5", SONNET, {"reasoning_effort": "minimal"}, {}),
+        ("gpt-5.2", SONNET, {"reasoning_effort": "high"}, {"output_config": {"effort": "high"}}),
+        ("gpt-5.2", SONNET, {"reasoning_effort": "minimal"}, {}),
         (GPT, "gpt-5-mini", {"temperature": 0.5}, {}),
         (GPT, HAIKU, {"service_tier": "flex"}, {}),
         (GPT, MINI, {"service_tier": "flex"}, {"service_tier": "flex"}),
@@ -555,7 +555,7 @@ def test_they_stay_with_the_same_provider(serve: Serve) -> None:
 def test_settings_that_a_model_does_not_have_stay_behind(
     serve: Serve, top: str, lower: str, given: dict[str, Any], left: dict[str, Any]
 ) -> None:
-    watch = Ladder(serve, asking(0), top, lower, usd="0.008" if top == "gpt-5" else "0.0035")
+    watch = Ladder(serve, asking(0), top, lower, usd="0.008" if top.startswith("gpt-5") else "0.0035")
     big = watch.model(top, max_tokens=4_000)
     create_agent(big, [LOOK_UP], middleware=[setting(**given), watch.middleware]).invoke(USER)
     assert watch.models == [lower]
@@ -807,3 +807,11 @@ def test_what_one_claude_counted_bounds_it_for_another(serve: Serve) -> None:
     assert result["messages"][-1].text == "done"
     assert (watch.models, watch.switches) == ([*[SONNET] * 3, HAIKU], [(SONNET, HAIKU, True)])
     watch.check()
+
+
+def test_a_ladder_goes_from_dear_to_cheap(serve: Serve) -> None:
+    provider = serve(asking(1))
+    for tiers in ([MINI, GPT], [GPT, GPT]):
+        rungs = [Tier(model(provider, name)) for name in tiers]
+        with pytest.raises(ValueError, match="is no cheaper than"):
+            BudgetMiddleware(Guard(Budget(usd=1), tiers=rungs, sinks=()))

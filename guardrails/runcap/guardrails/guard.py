@@ -91,7 +91,8 @@ class Guard:
         if history is not None and history.summarize is True and not self.tiers:
             raise ValueError("History(summarize=True) takes the last of Guard.tiers, and there are none: name a model")
         self.history = history
-        self.unsteered = bool(self.tiers) or history is not None or budget.on_breach != "raise"
+        nudges = budget.tell_agent or (loops is not None and loops.nudge)
+        self.unsteered = bool(self.tiers) or history is not None or budget.on_breach != "raise" or nudges
         """It has settings that only a middleware can carry out, and there has been none."""
         self.loops = loops
         self.looping = Looping(loops, self)

@@ -24,8 +24,8 @@ from .toolloops import Sighting
 from .tree import Node, Tree, below, is_first_node_of_graph
 
 _UNSTEERED = (
-    "Guard(tiers=, history=) and Budget(on_breach=) are carried out by a BudgetMiddleware: nothing else can change "
-    "which model an agent calls, with which messages"
+    "Guard(tiers=, history=), LoopPolicy(nudge=) and Budget(on_breach=, tell_agent=) are carried out by a "
+    "BudgetMiddleware: nothing else can change which model an agent calls, with which messages"
 )
 
 
@@ -221,7 +221,8 @@ class Nodes:
             node.run = scoped_run(self._guard, metadata)
             if node.run is None:
                 node.run, node.owns_run = agent_run(self._guard, metadata, resumed=node.resumed), True
-            node.went_on = node.resumed and node.run.paused
+            # A run that the user holds is never paused, and goes on all the same.
+            node.went_on = node.resumed and (node.run.paused or not node.owns_run)
             node.run.go_on()
         self.last_run = node.run
         shown = node.parent.shown() if node.parent is not None else None

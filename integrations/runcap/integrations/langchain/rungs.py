@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from langchain_core.language_models import BaseChatModel
@@ -47,9 +48,21 @@ def made_rungs(guard: Guard, guarded: Callable[[Any], Any]) -> tuple[Rung, ...]:
 
     Raises:
         TypeError: a tier is no chat model, nor the name of one.
-        ValueError: a tier has no price, so that no ladder can be built on it; or its name is not known.
+        ValueError: a tier has no price, or is no cheaper than the one above it; or its name is not known.
     """
-    return tuple([_made(tier.model, guard, guarded) for tier in guard.tiers])
+    rungs = tuple([_made(tier.model, guard, guarded) for tier in guard.tiers])
+    for above, below in pairwise(rungs):
+        if not _is_cheaper(below, above):
+            raise ValueError(f"Guard.tiers go from dear to cheap: {below.name!r} is no cheaper than {above.name!r}")
+    return rungs
+
+
+def _is_cheaper(one: Rung, other: Rung) -> bool:
+    """In its input or in its output."""
+    if one.card is None or other.card is None:
+        return True
+    new, old = one.card.rates(0), other.card.rates(0)
+    return new.plain_input < old.plain_input or (new.output or 0) < (old.output or 0)
 
 
 def made_model(given: object, what: str) -> BaseChatModel:

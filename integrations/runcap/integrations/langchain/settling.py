@@ -98,7 +98,7 @@ def _remember(guard: Guard, permit: Permit, message: BaseMessage | None, input_t
     note = permit.note
     if isinstance(note, Note):
         if input_tokens > permit.estimate.input_most and permit.estimate.hard:
-            _outgrew(guard, permit, note, input_tokens)
+            _outgrew(guard, permit, note)
         guard.measured.put(note.end, input_tokens)
         if note.shared:
             guard.measured.put(note.shared, input_tokens)
@@ -106,12 +106,12 @@ def _remember(guard: Guard, permit: Permit, message: BaseMessage | None, input_t
             guard.measured.put(answer_digest(note.base, message), output_tokens)
 
 
-def _outgrew(guard: Guard, permit: Permit, note: Note, input_tokens: int) -> None:
+def _outgrew(guard: Guard, permit: Permit, note: Note) -> None:
     # A message edited in place deep in the history, or text a tokenizer makes more tokens of than it has bytes.
     walks = permit.run.notes.get(Walks)
     if walks is not None:
         walks.forget(note.base)
     guard.say_once(
-        f"{permit.request.model} counted {input_tokens:,} input tokens where at most "
-        f"{permit.estimate.input_most:,} were held: edit messages by replacing them; Budget(strict=True) holds more"
+        f"{permit.request.model} counted more input tokens than were held: edit messages by replacing them; "
+        "Budget(strict=True) holds more"
     )
