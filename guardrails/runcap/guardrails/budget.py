@@ -98,6 +98,12 @@ class Budget:
         nano = None if self.usd is None else to_nano(self.usd, "usd")
         return Caps(nano=nano, tokens=self.tokens, steps=self.steps, tool_calls=self.tool_calls)
 
+    @property
+    def watched(self) -> tuple[tuple[int, float], ...]:
+        """Each capped unit with each share of it to warn at; a cap can be raised, but not come or go."""
+        capped = [unit for unit, cap in enumerate(self.caps) if cap is not None]
+        return tuple((unit, share) for share in self.warn_at for unit in capped)
+
 
 def _set(budget: Budget, name: str, value: object) -> None:
     object.__setattr__(budget, name, value)

@@ -15,8 +15,9 @@ from .budget import Budget, OnBreach
 from .course import Course
 from .events import BudgetWarned, RunInfo, RunToppedUp
 from .ledger import Account, Balance
-from .money import Money, to_nano, to_usd
+from .money import Money, to_usd
 from .tally import NO_USAGE, Tally
+from .topups import check_top_up
 from .usage import Usage
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Run:
         self._warned: dict[tuple[str, float], object] = {}
         self._tally = Tally()
         self._chain: tuple[Run, ...] = (self, *(parent.outward() if parent else ()))
-        self._watched = _watched(budget)
+        self._watched = () if budget is None else budget.watched
         self.notes: dict[Any, Any] = {}
         """What adapters remember while the run lasts."""
         account = Account(f"run:{run_id}", budget.caps) if budget else Account(f"run:{run_id}")
@@ -393,32 +394,8 @@ class Run:
         return done
 
 
-def _watched(budget: Budget | None) -> tuple[tuple[int, float], ...]:
-    """Each capped unit with each share of it to warn at; a cap can be raised, but not come or go."""
-    if budget is None:
-        return ()
-    capped = [unit for unit, cap in enumerate(budget.caps) if cap is not None]
-    return tuple((unit, share) for share in budget.warn_at for unit in capped)
-
-
 def _most(kept: Iterable[Amounts]) -> Amounts:
     return Amounts(*(max(unit) for unit in zip(ZERO, *kept, strict=True)))
-
-
-def check_top_up(*, usd: Money | None = None, steps: int = 0, tool_calls: int = 0, tokens: int = 0) -> Amounts:
-    """What a top-up adds.
-
-    Raises:
-        ValueError, TypeError: nothing to add, or no amount.
-    """
-    nano = 0 if usd is None else to_nano(usd, "top_up(usd)")
-    for name, value in (("steps", steps), ("tool_calls", tool_calls), ("tokens", tokens)):
-        if type(value) is not int or value < 0:
-            raise ValueError(f"top_up({name}) must be a whole number, zero or more, got {value!r}")
-    extra = Amounts(nano=nano, tokens=tokens, steps=steps, tool_calls=tool_calls)
-    if extra == ZERO:
-        raise ValueError('top_up needs something to add, e.g. top_up(usd="0.25", key="approval-17")')
-    return extra
 
 
 def _replaced(balance: Balance, spent: Amounts, unknown: Amounts) -> Balance:

@@ -16,8 +16,9 @@ from langchain.agents.middleware import AgentState
 from langchain.agents.middleware.types import PrivateStateAttr
 from runcap.guardrails.amounts import UNITS, Amounts
 from runcap.guardrails.errors import Refused
-from runcap.guardrails.run import Run, check_top_up
+from runcap.guardrails.run import Run
 from runcap.guardrails.saved import SavedRun
+from runcap.guardrails.topups import check_top_up
 
 STATE = "runcap"
 """Where in the agent's state the record of its run is."""
