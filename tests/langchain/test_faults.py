@@ -25,6 +25,8 @@ from runcap.guardrails import Budget, CallEnded, Guard, Refused
 from runcap.guardrails.testing import ManualClock, Recorder
 from runcap.integrations.langchain import guard_model
 
+from ..effort import examples
+
 PROMPT_TOKENS = 20
 CAP = Decimal("0.02")
 
@@ -212,7 +214,11 @@ STEPS = st.tuples(
 )
 
 
-@settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=examples(1_000),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(
     caps=st.lists(st.sampled_from([None, 200, 700, 1_500]), min_size=1, max_size=2),
     max_wait=st.sampled_from([None, 0.0, 3.0]),

@@ -23,6 +23,7 @@ from pydantic import SecretStr
 from runcap.integrations.langchain.blocks import FILE_LOST, IMAGE_LOST, IMAGE_MOVED, Block, Form, answer_text
 from runcap.integrations.langchain.rewriting import NO_TEXT, Rewriter, Target, target_of
 
+from ..effort import examples
 from ..histories import CLAUDE, GEMINI, GPT, claude_image, histories, image_block, image_url, signed, text_block
 from ..validators import Payload, check_anthropic, check_openai, sign
 
@@ -73,7 +74,7 @@ def answers(message: BaseMessage) -> str:
 
 @pytest.mark.parametrize("name", MODELS)
 @given(history=histories())
-@settings(max_examples=1_000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(1_000), deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_history_is_valid_once_rewritten(name: str, history: list[BaseMessage]) -> None:
     model = MODELS[name]
     CHECKS[name](model._get_request_payload(Rewriter(target_of(model)).rewrite(history)))
@@ -81,7 +82,7 @@ def test_every_history_is_valid_once_rewritten(name: str, history: list[BaseMess
 
 @pytest.mark.parametrize("target", [TO_GPT, TO_CLAUDE, TO_MISTRAL, TO_GEMINI, TO_BEDROCK, Target(None, None)])
 @given(history=histories(), cuts=st.lists(st.integers(0, 30), max_size=4))
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=list(HealthCheck))
 def test_rewriting_is_pure_deterministic_idempotent_and_incremental(
     target: Target, history: list[BaseMessage], cuts: list[int]
 ) -> None:

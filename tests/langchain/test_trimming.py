@@ -24,6 +24,7 @@ from runcap.integrations.langchain.parts import measure
 from runcap.integrations.langchain.thinking import needs_thinking, without_thinking
 from runcap.integrations.langchain.trimming import Conversation, shortened
 
+from ..effort import examples
 from ..histories import histories
 from ..validators import check_anthropic, check_openai, sign
 
@@ -460,7 +461,7 @@ def views_checked(one: Conversation, messages: Messages, rates: CacheRates, prov
     return seen
 
 
-RANDOM = settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+RANDOM = settings(max_examples=examples(500), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SEEDS = st.integers(0, 2**32)
 RATES = (EVEN, CHEAP_READS, DEAR_WRITES)
 
