@@ -224,18 +224,23 @@ def test_a_human_in_the_loop_and_a_resume(serve: Serve, caller: Caller, place: s
     assert run.tool_calls == 1
 
 
-def test_without_a_run_around_it_each_invocation_is_a_run(serve: Serve, caller: Caller) -> None:
-    provider, watch = serve(ONE_TOOL), Watch(steps=1)
+def test_an_agent_that_is_approved_step_by_step_is_one_run(serve: Serve, caller: Caller) -> None:
+    """And what begins anew on the thread is another."""
+    provider, watch = serve(ONE_TOOL), Watch(steps=2)
     stack: list[Any] = [HumanInTheLoopMiddleware({"look_up": True}), middleware(watch)]
     agent = create_agent(openai(provider), [LOOK_UP], middleware=stack, checkpointer=InMemorySaver())
     caller.invoke(agent, USER, THREAD)
-    assert watch.handler.last_run.steps == 1
+    first = watch.handler.last_run
+    assert (first.steps, first.ended) == (1, False)
     answer = caller.invoke(agent, Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
     assert answer["messages"][-1].text == "done"
     watch.idle()
-    assert watch.handler.last_run.steps == 1
-    assert watch.handler.last_run.spent_usd == provider.served[1].cost_usd
-    assert provider.received == 2
+    assert watch.handler.last_run is first
+    assert (first.steps, first.tool_calls, first.ended) == (2, 1, True)
+    assert first.spent_usd == provider.cost_usd
+    caller.invoke(agent, USER, THREAD)
+    assert watch.handler.last_run is not first
+    assert provider.received == 3
 
 
 @pytest.mark.parametrize("attach", ["guard_model", "handler", "auto_attach"])
