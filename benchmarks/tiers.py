@@ -19,7 +19,7 @@ dearer    of these, by share and forced: the call cost more than it would have c
 saved     dollars that the first calls after switches by share cost less, in all
 
 Ends with 1 where a goal is missed: a run above its cap; a run that reaches its end only without the ladder; a ladder
-with which no more runs reach their end, in all; a switch by share into a dearer call. `--quick` takes one run in five.
+with which no more runs reach their end, in all; a switch by share into a dearer call. `--quick` takes one run in ten.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def row(runs: Sequence[Recording], ladder: str, cap: Decimal) -> Row:
 def rows_of(name: str, ladder: str, options: argparse.Namespace) -> Iterator[Row]:
     """The rows of a data set and a ladder, printed as they come."""
     path, caps = SETS[name]
-    runs = [as_messages(one) for one in read(options.recorded / path)[:: STEPS[name] * (5 if options.quick else 1)]]
+    runs = [as_messages(one) for one in read(options.recorded / path)[:: STEPS[name] * (10 if options.quick else 1)]]
     for cap in map(Decimal, caps):
         got = row(runs, ladder, cap)
         print(f"{name:<11}{ladder:<8}{'$' + str(cap):>7}{got}", flush=True)
