@@ -479,3 +479,17 @@ def test_the_level_is_the_highest_that_fits(sizes: list[int], room: int) -> None
 
 def test_nothing_has_no_level() -> None:
     assert _level([], 100) == 0
+
+
+@given(conversations(), POLICIES, RATES)
+def test_what_can_be_cut_is_what_a_cut_takes_out(parts: list[Part], policy: History, rates: CacheRates) -> None:
+    """Or a call that does not fit would be tried once more as it is."""
+    rolling = Rolling(policy)
+    for turn in turns_of(parts):
+        rolling.extend(turn, rates)
+        asked(rolling, rates)
+        can = rolling.can_be_cut()
+        try:
+            assert can == (rolling.cut() is not None)
+        except HistoryTooLong:
+            assert can

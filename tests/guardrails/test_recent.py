@@ -17,6 +17,15 @@ def test_the_oldest_go_first() -> None:
     assert (len(recent), 4 in recent, 0 in recent) == (3, True, False)
 
 
+def test_what_is_renewed_goes_last() -> None:
+    recent: Recent[int, int] = Recent(2)
+    recent.put(1, 1)
+    recent.put(2, 2)
+    recent.renew(1, 10)
+    recent.put(3, 3)
+    assert [recent.get(number) for number in (1, 2, 3)] == [10, None, 3]
+
+
 def test_many_threads_may_put_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     recent: Recent[int, int] = Recent(50)
     wrong: list[BaseException] = []

@@ -165,14 +165,19 @@ class Rolling:
 
     def cut(self) -> Cut | None:
         """Cut to the low-water mark, whatever that does to the cache; None where there is nothing to cut."""
-        start = self._cut_to(self.policy.low)
-        left, size = self._left(start), self.size
-        allowed = left >= self.policy.low or size > self.policy.max_tokens
-        return self._cut(start) if left < size and allowed else None
+        start = self._further()
+        return None if start is None else self._cut(start)
 
     def can_be_cut(self) -> bool:
         """There is something that `cut` would take out."""
-        return self._left(self._cut_to(self.policy.low)) < self.size
+        return self._further() is not None
+
+    def _further(self) -> int | None:
+        """Where `cut` lets it begin; None where that takes nothing out, or more than it may."""
+        start = self._cut_to(self.policy.low)
+        left, size = self._left(start), self.size
+        allowed = left >= self.policy.low or size > self.policy.max_tokens
+        return start if left < size and allowed else None
 
     def pinned(self) -> list[int]:
         """The messages that are sent though they stand before `start`."""

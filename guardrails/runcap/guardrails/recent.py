@@ -33,3 +33,9 @@ class Recent(Generic[K, V]):
             self._entries[key] = value
             while len(self._entries) > self._size:
                 del self._entries[next(iter(self._entries))]
+
+    def renew(self, key: K, value: V) -> None:
+        """Keep a value, as the most recent also where the key is known; who reads meanwhile may miss it."""
+        with self._lock:
+            self._entries.pop(key, None)
+            self.put(key, value)
