@@ -16,6 +16,7 @@ from langgraph.types import Command
 from runcap.guardrails import Budget, BudgetExceeded, Guard
 from runcap.guardrails.testing import Reply
 from runcap.integrations.langchain import BudgetMiddleware
+from runcap.integrations.langchain.asking import read_record
 
 from ..conformance.conftest import Caller
 from .conftest import LOOK_UP, USER, Serve, claude, looping, openai
@@ -146,3 +147,10 @@ def test_what_the_interrupted_node_spent_is_in_the_question(serve: Serve, caller
         assert Decimal(question["cap"]) == Decimal("0.014") + process * Decimal("0.01")
         assert Decimal(question["spent"]) == provider.cost_usd <= Decimal(question["cap"])
         given = Command(resume={"usd": "0.01"})
+
+
+def test_a_record_that_cannot_be_read_is_no_new_budget() -> None:
+    assert read_record({}) is None
+    for broken in ({"run_id": "r"}, {"run_id": "r", "spent": {}, "unknown": {}, "top_ups": {}}, ["r"], "r"):
+        with pytest.raises(ValueError, match="cannot be read"):
+            read_record(broken)

@@ -158,15 +158,18 @@ class Wait:
 Steps = Generator[Operation, Any, T]
 
 
-def drive(steps: Steps[T], ledger: Ledger) -> T:
-    """Run to the end against the ledger's sync face."""
+def drive(steps: Generator[Any, Any, T], subject: Any, thrown: type[Exception] = LedgerError) -> T:
+    """Run to the end on this thread, each operation applied to `subject`: a ledger, as a rule.
+
+    What an operation raises of `thrown` is thrown into the steps; whoever decides there, decides what it means.
+    """
     with closing(steps):
         try:
             operation = next(steps)
             while True:
                 try:
-                    answer = operation.apply(ledger)
-                except LedgerError as error:
+                    answer = operation.apply(subject)
+                except thrown as error:
                     operation = steps.throw(error)
                 else:
                     operation = steps.send(answer)
@@ -175,15 +178,15 @@ def drive(steps: Steps[T], ledger: Ledger) -> T:
             return result
 
 
-async def adrive(steps: Steps[T], ledger: Ledger) -> T:
-    """Run to the end against the ledger's async face."""
+async def adrive(steps: Generator[Any, Any, T], subject: Any, thrown: type[Exception] = LedgerError) -> T:
+    """`drive`, in this task."""
     with closing(steps):
         try:
             operation = next(steps)
             while True:
                 try:
-                    answer = await operation.aapply(ledger)
-                except LedgerError as error:
+                    answer = await operation.aapply(subject)
+                except thrown as error:
                     operation = steps.throw(error)
                 else:
                     operation = steps.send(answer)

@@ -107,11 +107,15 @@ def record_of(run: Run, keeper: str) -> dict[str, Any]:
     }
 
 
-def read_record(record: object) -> SavedRun | None:
-    """The run of a checkpoint; None where there is none, or none that can be read."""
+def read_record(record: Any) -> SavedRun | None:
+    """The run of a checkpoint; None where there is none.
+
+    Raises:
+        ValueError: it cannot be read: to go on without it would be a budget without what was spent of it.
+    """
+    if not record:
+        return None
     try:
-        if not isinstance(record, Mapping) or not record:
-            return None
         return SavedRun(
             str(record["run_id"]),
             _amounts(record["spent"]),
@@ -119,8 +123,11 @@ def read_record(record: object) -> SavedRun | None:
             {str(key): _amounts(extra) for key, extra in record["top_ups"].items()},
             str(record.get("keeper") or ""),
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"the record of a run in its agent's state ({STATE!r}) cannot be read ({type(error).__name__}): "
+            "begin anew with new input on the thread"
+        ) from None
 
 
 def _amounts(record: Mapping[str, Any]) -> Amounts:

@@ -22,7 +22,7 @@ from . import asking, lastword
 from .errors import bubbling
 from .place import Place
 from .rewriting import Target
-from .steps import Attempt, Steps, TopUp
+from .steps import Attempt, Step, Steps, TopUp
 
 _LOOP = (
     "{tools} was called {times} times in the same way, with nothing gained: try something else, or answer with what "
@@ -72,7 +72,7 @@ class Breach:
             return lastword.unsaid(unit)
         purpose = Purpose(tier=tier, last=True)
         for made in lastword.requests(request, target, unit):
-            for way in (Attempt(made, purpose), lastword.directly(made, purpose)):
+            for way in _ways(made, purpose):
                 try:
                     result = yield way
                 except (BudgetExceeded, LoopHalted):
@@ -146,6 +146,12 @@ class Breach:
                 details=refused.details,
             )
         )
+
+
+def _ways(request: ModelRequest[Any], purpose: Purpose) -> Iterator[Step]:
+    """As every call is made; and past whatever else is around the agent's calls."""
+    yield Attempt(request, purpose)
+    yield lastword.directly(request, purpose)
 
 
 def _capped(run: Run, refused: Refused) -> Run | None:

@@ -14,7 +14,9 @@ from langchain_core.runnables.config import var_child_runnable_config
 from runcap.guardrails.budget import Budget
 from runcap.guardrails.errors import BudgetBusy, BudgetExceeded, LoopHalted, Refused
 from runcap.guardrails.guard import Guard
+from runcap.guardrails.recent import Recent
 from runcap.guardrails.run import Run
+from runcap.guardrails.steps import adrive, drive
 
 from .attachment import Attachment, check_guard
 from .errors import bubbling
@@ -31,7 +33,6 @@ try:
 
     from .asking import STATE, AskingState, last_question, read_record, record_of, resumed_from
     from .steering import Steering
-    from .steps import acarry_out, carry_out
 except ImportError as error:
     raise ImportError("BudgetMiddleware needs langchain: pip install 'runcap[langchain]'") from error
 
@@ -66,7 +67,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         self.tools = []
         self._attachment = Attachment.of(self.guard)
         self._handler = BudgetCallbackHandler(self.guard)
-        self._models: dict[int, tuple[object, Any]] = {}
+        self._models: Recent[int, tuple[object, Any]] = Recent(_KEPT)
         self._request_class = _guarding_requests(self._guarded)
         self._steering = Steering(self.guard, self._guarded)
         self.guard.unsteered = False
@@ -95,7 +96,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         guarding, place = self._guarding(request), self._place(request.state)
         if self._steering.has_nothing_to_do(place):
             return handler(guarding)
-        return carry_out(self._steering.steer(guarding, place), handler)
+        return drive(self._steering.steer(guarding, place), handler, Exception)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
@@ -104,7 +105,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         guarding, place = self._guarding(request), self._place(request.state)
         if self._steering.has_nothing_to_do(place):
             return await handler(guarding)
-        return await acarry_out(self._steering.steer(guarding, place), handler)
+        return await adrive(self._steering.steer(guarding, place), handler, Exception)
 
     def wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
         """Count the tool call; answer for it where it may not be made.
@@ -168,9 +169,8 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
             return model
         known = self._models.get(id(model))
         if known is None or known[0] is not model:
-            while len(self._models) >= _KEPT:
-                self._models.pop(next(iter(self._models)), None)
-            known = self._models[id(model)] = (model, guard_model(model, self.guard))
+            known = (model, guard_model(model, self.guard))
+            self._models.put(id(model), known)
         return known[1]
 
 

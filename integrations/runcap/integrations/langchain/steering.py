@@ -19,6 +19,7 @@ from runcap.guardrails.course import Purpose
 from runcap.guardrails.errors import BudgetExceeded, LoopHalted, Refused
 from runcap.guardrails.guard import Guard
 from runcap.guardrails.history import Cut
+from runcap.guardrails.recent import Recent
 from runcap.guardrails.run import Run
 
 from .asking import STATE
@@ -51,9 +52,9 @@ class Steering:
         self._ladder = Ladder(guard, guarded)
         self._histories = Histories(guard, guarded, self._ladder.rungs)
         self._breach = Breach(guard)
-        self._dialogues: dict[Any, Any] = {}
+        self._dialogues: Recent[object, Dialogue] = Recent(_KEPT)
         self._adding = threading.Lock()
-        self._known: dict[int, tuple[object, Rung]] = {}
+        self._known: Recent[int, tuple[object, Rung]] = Recent(_KEPT)
 
     @property
     def keeper(self) -> str:
@@ -98,7 +99,9 @@ class Steering:
             if way.trims and dialogue.conversation is not None:
                 with dialogue.lock:
                     self._histories.take(dialogue, request, self._at(way.rung, own))
-                    cut = dialogue.conversation.cut() or cut
+                    further = dialogue.conversation.cut()
+                if further is not None:
+                    cut = further
                     dialogue.cools()
             rung = self._at(way.rung, own)
             purpose = Purpose(self._tier(rung), cut, stops=not ways, whole=way.whole, root=place.root)
@@ -174,21 +177,16 @@ class Steering:
         known = self._known.get(id(model))
         if known is None or known[0] is not model:
             known = (model, rung_of(model, self._guard))
-            _keep(self._known, id(model), known)
+            self._known.put(id(model), known)
         return known[1]
 
     def _dialogue(self, place: Place, own: Rung) -> Dialogue:
         with self._adding:
-            kept = self._dialogues if place.outlives_run else place.run.notes.setdefault(self, {})
-            known: Dialogue = kept.pop(place.conversation, None) or Dialogue(self._guard.history, own.target)
-            _keep(kept, place.conversation, known)
+            mine = self._dialogues if place.outlives_run else place.run.notes.setdefault(self, Recent(_KEPT))
+            kept: Recent[object, Dialogue] = mine
+            known = kept.get(place.conversation) or Dialogue(self._guard.history, own.target)
+            kept.renew(place.conversation, known)
             return known
-
-
-def _keep(kept: dict[Any, Any], key: object, value: object) -> None:
-    while len(kept) >= _KEPT:
-        kept.pop(next(iter(kept)), None)
-    kept[key] = value
 
 
 def _is_for_money(refused: Refused, run: Run) -> bool:

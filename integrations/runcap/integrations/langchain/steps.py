@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -100,35 +99,3 @@ class TopUp:
     async def aapply(self, handler: AsyncHandler) -> bool:
         """See `Run.atop_up`."""
         return await self.run.atop_up(**self.extra, key=self.key)
-
-
-def carry_out(steps: Steps, handler: Handler) -> Any:
-    """Run to the end on this thread."""
-    with closing(steps):
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    answer = step.apply(handler)
-                except Exception as error:  # noqa: BLE001 - whoever steers decides what it means
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(answer)
-        except StopIteration as done:
-            return done.value
-
-
-async def acarry_out(steps: Steps, handler: AsyncHandler) -> Any:
-    """Run to the end in this task."""
-    with closing(steps):
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    answer = await step.aapply(handler)
-                except Exception as error:  # noqa: BLE001 - whoever steers decides what it means
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(answer)
-        except StopIteration as done:
-            return done.value

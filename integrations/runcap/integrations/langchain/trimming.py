@@ -34,6 +34,7 @@ class Conversation:
         self._sent: dict[int, BaseMessage] = {}
         self._rolling = Rolling(policy)
         self._system = 0
+        self._told_system: SystemMessage | None = None
         self._summary: HumanMessage | None = None
         self._summarized = 0
         self._spared: list[int] = []
@@ -45,7 +46,8 @@ class Conversation:
         parts = [self._part(message) for message in (messages if changed else messages[known:])]
         if changed:
             self._start_over()
-        self._system = 0 if system is None else self._tokens(system)
+        if system is not self._told_system:
+            self._told_system, self._system = system, 0 if system is None else self._tokens(system)
         self._measure_fixed()
         self._rolling.extend(parts, rates)
         self._messages = [*messages]
