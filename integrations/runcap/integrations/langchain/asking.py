@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired
 
-from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from langchain.agents.middleware import AgentState
@@ -19,6 +18,8 @@ from runcap.guardrails.errors import Refused
 from runcap.guardrails.run import Run
 from runcap.guardrails.saved import SavedRun
 from runcap.guardrails.topups import check_top_up
+
+from .running import configurable_here
 
 STATE = "runcap"
 """Where in the agent's state the record of its run is."""
@@ -36,7 +37,7 @@ class AskingState(AgentState[Any]):
 
 def can_interrupt() -> bool:
     """The graph around this call is checkpointed, so that it can be resumed."""
-    return _configurable().get("__pregel_checkpointer") is not None
+    return configurable_here().get("__pregel_checkpointer") is not None
 
 
 def question(refused: Refused, record: Mapping[str, Any], wrong: str | None) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def question(refused: Refused, record: Mapping[str, Any], wrong: str | None) -> 
 
 def key_of(run: Run, number: int) -> str:
     """Names the answer to the node's question of this number: nodes are replayed, and their answers with them."""
-    return f"{run.id}:{_configurable().get('checkpoint_ns', '')}:{number}"
+    return f"{run.id}:{configurable_here().get('checkpoint_ns', '')}:{number}"
 
 
 def read_answer(answer: Any) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def read_answer(answer: Any) -> dict[str, Any]:
 
 def last_question(checkpoint: Any) -> Mapping[str, Any]:
     """What this very task asked before it was resumed, as its checkpoint has it; empty where it asked nothing."""
-    task = _configurable().get("__pregel_task_id")
+    task = configurable_here().get("__pregel_task_id")
     for task_id, channel, interrupts in getattr(checkpoint, "pending_writes", None) or ():
         if task_id == task and channel == "__interrupt__":
             value = getattr(interrupts[0], "value", None) if interrupts else None
@@ -87,7 +88,7 @@ def last_question(checkpoint: Any) -> Mapping[str, Any]:
 
 def resumed_from() -> tuple[Any, dict[str, Any]] | None:
     """The checkpointer of a task that is resumed, and where its checkpoint is; None for any other."""
-    told = _configurable()
+    told = configurable_here()
     saver, thread = told.get("__pregel_checkpointer"), told.get("thread_id")
     if not told.get("__pregel_resuming") or thread is None or not isinstance(saver, BaseCheckpointSaver):
         return None
@@ -132,7 +133,3 @@ def read_record(record: Any) -> SavedRun | None:
 
 def _amounts(record: Mapping[str, Any]) -> Amounts:
     return Amounts(*(int(record[unit]) for unit in UNITS))
-
-
-def _configurable() -> Mapping[str, Any]:
-    return (var_child_runnable_config.get() or {}).get("configurable") or {}

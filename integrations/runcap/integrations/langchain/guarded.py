@@ -8,7 +8,6 @@ from typing import Any, cast
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables.config import var_child_runnable_config
 
 from runcap.guardrails.errors import Refused
 from runcap.guardrails.guard import Guard
@@ -25,6 +24,7 @@ from .errors import bubbling
 from .hook import last_origin, parent_of
 from .messages import Walk, Walks
 from .outputcap import cap_attribute, capped, uncapped
+from .running import metadata_here, node_here
 from .settling import Note, fail
 from .sketch import GuardedSketch, GuardedSketches
 from .tree import Node
@@ -240,8 +240,7 @@ def _origin(model: BaseChatModel, run_manager: Any) -> tuple[Any, Mapping[str, A
     told = last_origin()
     if told is not None and told.serialized is model.__dict__.get("_serialized"):
         return parent_of(told.parent_run_id), told.metadata
-    config = var_child_runnable_config.get() or {}
-    return getattr(config.get("callbacks"), "parent_run_id", None), config.get("metadata") or {}
+    return node_here(), metadata_here()
 
 
 def _close(chunks: Iterator[ChatGenerationChunk]) -> None:

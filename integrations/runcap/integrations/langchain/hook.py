@@ -15,12 +15,12 @@ from uuid import UUID
 from weakref import WeakKeyDictionary, WeakSet
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers.context import register_configure_hook
 
 from .attachment import Marked
 from .handler import BudgetCallbackHandler
 from .quiet import is_start_of_text_llm
+from .running import node_here
 from .scope import goes_on
 
 _Handlers = tuple[BudgetCallbackHandler, ...]
@@ -46,8 +46,7 @@ def parent_of(told: UUID | None) -> UUID | None:
     """Who called. A call given callbacks of its own has no parent for LangChain: it is the node or tool around it."""
     if told is not None:
         return told
-    callbacks = (var_child_runnable_config.get() or {}).get("callbacks")
-    return getattr(callbacks, "parent_run_id", None)
+    return node_here()
 
 
 class BudgetHook(BaseCallbackHandler):
@@ -230,8 +229,7 @@ def _own(run_id: UUID, handlers: _Handlers) -> None:
 
 def own_agent(handler: BudgetCallbackHandler) -> None:
     """Called in a node of an agent: from now on, everything in that agent belongs to this handler's guard."""
-    callbacks = (var_child_runnable_config.get() or {}).get("callbacks")
-    node_id = getattr(callbacks, "parent_run_id", None)
+    node_id = node_here()
     graph = _graphs.get(node_id) if node_id is not None else None
     if node_id is None or graph is None:
         return

@@ -9,7 +9,6 @@ from typing import Any, Self, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import ToolMessage
-from langchain_core.runnables.config import var_child_runnable_config
 
 from runcap.guardrails.budget import Budget
 from runcap.guardrails.errors import BudgetBusy, BudgetExceeded, LoopHalted, Refused
@@ -24,6 +23,7 @@ from .handler import BudgetCallbackHandler
 from .hook import HOOKS, own_agent, own_agents_with
 from .model import guard_model, is_guarded
 from .place import Place, place_of
+from .running import metadata_here, node_here
 from .toolgate import admitted
 from .toolloops import Sighting
 from .tree import Node
@@ -141,9 +141,9 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
     def _where(self) -> tuple[Run, Node | None]:
         """Whose tool call this is: the run, and the node it is made in."""
         own_agent(self._handler)
-        nodes, config = self._attachment.nodes, var_child_runnable_config.get() or {}
-        node = nodes.get(getattr(config.get("callbacks"), "parent_run_id", None))
-        run = self.guard.scope(nodes.run_of(node, config.get("metadata") or {}))
+        nodes = self._attachment.nodes
+        node = nodes.get(node_here())
+        run = self.guard.scope(nodes.run_of(node, metadata_here()))
         return run, node
 
     @contextmanager

@@ -8,8 +8,6 @@ from typing import Any
 from uuid import UUID
 from weakref import ref
 
-from langchain_core.runnables.config import var_child_runnable_config
-
 from runcap.guardrails.errors import Refused
 from runcap.guardrails.events import AgentEnded, AgentStarted, Outcome, ToolEnded, ToolStarted
 from runcap.guardrails.guard import Guard
@@ -18,6 +16,7 @@ from runcap.guardrails.saved import SavedRun, carry_over, catch_up
 
 from .errors import bubbling
 from .failures import outcome
+from .running import node_here
 from .scope import agent_run, scoped_run
 from .toolgate import admitted_already, is_in_hand
 from .toolloops import Sighting
@@ -202,8 +201,7 @@ class Nodes:
 
     def _run_here(self) -> Run | None:
         """The run of the tool or node this code runs in, as LangChain's own context tells."""
-        callbacks = (var_child_runnable_config.get() or {}).get("callbacks")
-        node = self.get(getattr(callbacks, "parent_run_id", None))
+        node = self.get(node_here())
         return node.run if node is not None else None
 
     def _node(self, run_id: UUID, parent: Node | None, kind: Any, name: str, metadata: Mapping[str, Any]) -> Node:

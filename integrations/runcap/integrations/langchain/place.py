@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from langchain_core.runnables.config import var_child_runnable_config
-
 from runcap.guardrails.run import Run
 
+from .running import configurable_here, metadata_here
 from .tree import Node
 
 
@@ -42,9 +41,7 @@ def place_of(run: Run, node: Node | None) -> Place:
 
 def _thread() -> object:
     """The thread, the agent's own part of its checkpoints and its name; None without a thread."""
-    config = var_child_runnable_config.get() or {}
-    metadata = config.get("metadata") or {}
-    thread = (config.get("configurable") or {}).get("thread_id")
+    thread, metadata = configurable_here().get("thread_id"), metadata_here()
     if thread is None:
         return None
     namespace = str(metadata.get("langgraph_checkpoint_ns") or "").rpartition("|")[0]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.runnables.config import var_child_runnable_config
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runcap.guardrails.guard import Guard
 from runcap.guardrails.run import Run
+
+from .running import configurable_here
 
 
 class RunMetadata(BaseModel):
@@ -60,8 +61,7 @@ def goes_on(inputs: object) -> bool:
     """A graph called with this goes on where its thread stopped: a `Command` or nothing, to it or to one around it."""
     if inputs is None or type(inputs).__name__ == "Command":
         return True
-    around = (var_child_runnable_config.get() or {}).get("configurable") or {}
-    return around.get("__pregel_resuming") is True
+    return configurable_here().get("__pregel_resuming") is True
 
 
 def agent_run(guard: Guard, metadata: Mapping[str, Any], *, resumed: bool) -> Run:
