@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -101,3 +103,62 @@ def said(messages: list[Any]) -> Any:
 
 
 USER = said([("user", "find it")])
+
+
+class Caller:
+    """Calls a runnable, sync or async; all async calls of a test share one loop, for clients keep connections."""
+
+    def __init__(self, *, asynchronous: bool) -> None:
+        self.asynchronous = asynchronous
+        self._runner = asyncio.Runner()
+
+    def run(self, coroutine: Any) -> Any:
+        return self._runner.run(coroutine, context=contextvars.copy_context())
+
+    def invoke(self, runnable: Any, given: Any, config: Any = None, **kwargs: Any) -> Any:
+        if self.asynchronous:
+            return self.run(runnable.ainvoke(given, config, **kwargs))
+        return runnable.invoke(given, config, **kwargs)
+
+    def batch(self, runnable: Any, given: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
+        if self.asynchronous:
+            return list(self.run(runnable.abatch(given, config, **kwargs)))
+        return list(runnable.batch(given, config, **kwargs))
+
+    def stream(self, runnable: Any, given: Any, config: Any = None, **kwargs: Any) -> list[Any]:
+        if self.asynchronous:
+            return list(self.run(_all(runnable.astream(given, config, **kwargs))))
+        return list(runnable.stream(given, config, **kwargs))
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+async def _all(stream: AsyncIterator[Any]) -> list[Any]:
+    return [one async for one in stream]
+
+
+@pytest.fixture(params=["sync", "async"])
+def caller(request: pytest.FixtureRequest) -> Iterator[Caller]:
+    made = Caller(asynchronous=request.param == "async")
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["invoke", "ainvoke"])
+def invoke(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Runs an agent, sync or async."""
+
+    def call(agent: Any, given: Any = USER, config: Any = None) -> Any:
+        if request.param == "invoke":
+            return agent.invoke(given, config)
+        return asyncio.run(agent.ainvoke(given, config))
+
+    return call
+
+
+def called(messages: list[Any]) -> None:
+    """Every tool call of a history is answered, once."""
+    asked = [call["id"] for message in messages for call in getattr(message, "tool_calls", ())]
+    answered = [message.tool_call_id for message in messages if message.type == "tool"]
+    assert sorted(asked) == sorted(answered)

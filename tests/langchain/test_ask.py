@@ -27,8 +27,7 @@ from runcap.guardrails.events import RunEnded, RunPaused, RunStarted, RunToppedU
 from runcap.guardrails.testing import ManualClock, Recorder, Reply, ScriptedProvider
 from runcap.integrations.langchain import BudgetMiddleware
 
-from ..conformance.conftest import Caller, called
-from .conftest import LOOK_UP, USER, Serve, claude, looping, openai
+from .conftest import LOOK_UP, USER, Caller, Serve, called, claude, looping, openai
 
 ROOT = Path(__file__).parents[2]
 both = pytest.mark.parametrize("make", [openai, claude], ids=["openai", "anthropic"])
@@ -36,13 +35,6 @@ both = pytest.mark.parametrize("make", [openai, claude], ids=["openai", "anthrop
 
 def thread(name: str = "1") -> Any:
     return {"configurable": {"thread_id": name}}
-
-
-@pytest.fixture(params=["sync", "async"])
-def caller(request: pytest.FixtureRequest) -> Iterator[Caller]:
-    made = Caller(asynchronous=request.param == "async")
-    yield made
-    made.close()
 
 
 class Asking:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -18,19 +18,11 @@ from runcap.guardrails.testing import Reply
 from runcap.integrations.langchain import BudgetMiddleware
 from runcap.integrations.langchain.asking import read_record
 
-from ..conformance.conftest import Caller
-from .conftest import LOOK_UP, USER, Serve, claude, looping, openai
+from .conftest import LOOK_UP, USER, Caller, Serve, claude, looping, openai
 from .test_ask import Asking, asked, first_ask_then_look, thread
 
 PROCESSES = 4
 both = pytest.mark.parametrize("make", [openai, claude], ids=["openai", "anthropic"])
-
-
-@pytest.fixture(params=["sync", "async"])
-def caller(request: pytest.FixtureRequest) -> Iterator[Caller]:
-    made = Caller(asynchronous=request.param == "async")
-    yield made
-    made.close()
 
 
 def colleague(caller: Caller, guards: list[Guard], model: Any) -> BaseTool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -26,19 +26,11 @@ from runcap.guardrails.events import CallStarted
 from runcap.guardrails.testing import Recorder, Reply, ScriptedProvider
 from runcap.integrations.langchain import BudgetMiddleware
 
-from ..conformance.conftest import Caller, called
-from .conftest import LOOK_UP, USER, Serve, Watch, claude, openai
+from .conftest import LOOK_UP, USER, Caller, Serve, Watch, called, claude, openai
 
 THREAD: dict[str, Any] = {"configurable": {"thread_id": "1"}}
 LAST = "Done: the search. Left: all else."
 both = pytest.mark.parametrize("make", [openai, claude], ids=["openai", "anthropic"])
-
-
-@pytest.fixture(params=["sync", "async"])
-def caller(request: pytest.FixtureRequest) -> Iterator[Caller]:
-    made = Caller(asynchronous=request.param == "async")
-    yield made
-    made.close()
 
 
 def is_last(body: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -55,16 +55,6 @@ class Loops(Watch):
 @pytest.fixture(params=["middleware", "handler"])
 def attached(request: pytest.FixtureRequest) -> bool:
     return bool(request.param == "middleware")
-
-
-@pytest.fixture(params=["invoke", "ainvoke"])
-def invoke(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    def call(agent: Any, given: Any = USER, config: Any = None) -> Any:
-        if request.param == "invoke":
-            return agent.invoke(given, config)
-        return asyncio.run(agent.ainvoke(given, config))
-
-    return call
 
 
 def asking(*calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Reply]:

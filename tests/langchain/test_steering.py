@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
@@ -21,9 +21,8 @@ from runcap.guardrails.events import CallStarted
 from runcap.guardrails.testing import Recorder, Reply, ScriptedProvider, anthropic_wire
 from runcap.integrations.langchain import BudgetMiddleware
 
-from ..conformance.conftest import Caller, called
 from ..validators import check_anthropic, check_openai, sign
-from .conftest import LOOK_UP, USER, Serve, claude, openai, said
+from .conftest import LOOK_UP, USER, Caller, Serve, called, claude, openai, said
 from .test_finish import LAST, is_last
 
 THREAD: dict[str, Any] = {"configurable": {"thread_id": "1"}}
@@ -32,13 +31,6 @@ ADAPTIVE, BY_HAND = {"type": "adaptive"}, {"type": "enabled", "budget_tokens": 1
 SUMMARY = "a secret summary"
 Body = Mapping[str, Any]
 both = pytest.mark.parametrize("make", [openai, claude], ids=["openai", "anthropic"])
-
-
-@pytest.fixture(params=["sync", "async"])
-def caller(request: pytest.FixtureRequest) -> Iterator[Caller]:
-    made = Caller(asynchronous=request.param == "async")
-    yield made
-    made.close()
 
 
 class Thinking:

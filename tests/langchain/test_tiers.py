@@ -89,16 +89,6 @@ class Ladder(Watch):
         self.idle()
 
 
-@pytest.fixture(params=["invoke", "ainvoke"])
-def invoke(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    def call(agent: Any, given: Any = USER, config: Any = None) -> Any:
-        if request.param == "invoke":
-            return agent.invoke(given, config)
-        return asyncio.run(agent.ainvoke(given, config))
-
-    return call
-
-
 def asks(number: int, output_tokens: int = 100) -> Reply:
     return Reply(tool_calls=[("look_up", {"query": f"try {number}"})], output_tokens=output_tokens)
 
