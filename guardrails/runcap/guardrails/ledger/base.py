@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from ..amounts import HELD_UNITS, NO_CAPS, UNITS, ZERO, Amounts, Caps
+from ..clock import Clock
+from .records import About, Outcome
 
 
 class Offer(NamedTuple):
@@ -115,30 +117,37 @@ class Ledger(Protocol):
     """What every ledger does, in a sync and an async face.
 
     `blocking` says whether the sync face does I/O; a handler runs inline on an event loop only while it does not.
-    `shared` says whether other processes end calls too: whoever waits for room then has to look by himself.
-    All operations are idempotent by their ids. A ledger that cannot answer raises `LedgerError`.
+    `shared` says whether other processes end calls too: whoever waits for room then has to look by himself. `lasting`
+    says whether usage records are kept. All operations are idempotent by their ids. A ledger that cannot answer raises
+    `LedgerError`; a lasting one then still carries out what ends a call, once it can.
     """
 
     blocking: bool
     shared: bool
+    lasting: bool
 
-    def reserve(self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...]) -> Grant | Refusal:
+    def reserve(
+        self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...], about: About | None = None
+    ) -> Grant | Refusal:
         """Grant the first offer whose `least` and `spare` are free in every account, holding `min(most, free - spare)`.
 
         Steps and tool calls count at once; dollars and tokens are held. A call id that holds already gets its grant
-        again; one that was released before it was known is refused.
+        again; one that was released before it was known is refused. A lasting ledger keeps `about` beside the hold.
         """
         ...
 
-    def settle(self, call_id: str, charge: Amounts, unknown: Amounts = ZERO) -> Settlement | None:
+    def settle(
+        self, call_id: str, charge: Amounts, unknown: Amounts = ZERO, outcome: Outcome | None = None
+    ) -> Settlement | None:
         """Charge a held call in full, keep `unknown` of the hold as unknown, and free the rest.
 
         Settling a call that left an unknown rest replaces both by the new figures (reconciliation). None where the
-        call is final already, or its outcome will be booked by the thread that holds the ledger.
+        call is final already, or its outcome will be booked by the thread that holds the ledger. A lasting ledger
+        appends `outcome` to its records, in the same step.
         """
         ...
 
-    def release(self, call_id: str) -> Settlement | None:
+    def release(self, call_id: str, outcome: Outcome | None = None) -> Settlement | None:
         """Free a hold that was never billed; steps stay counted. An id not known leaves a tombstone."""
         ...
 
@@ -154,6 +163,10 @@ class Ledger(Protocol):
         """The account now; an account never used is empty."""
         ...
 
+    def peek(self, account_id: str) -> Balance:
+        """The account as this process saw it last, without I/O."""
+        ...
+
     def close(self, account_id: str) -> Balance | None:
         """End an account: its unknowns end with it, calls still in flight settle into the others.
 
@@ -161,15 +174,33 @@ class Ledger(Protocol):
         """
         ...
 
-    async def areserve(self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...]) -> Grant | Refusal:
+    def judge(self, run_id: str, verdict: str) -> None:
+        """Keep a run's verdict beside its records. The latest stands."""
+        ...
+
+    def now_ns(self, clock: Clock) -> int:
+        """What time it is where windows of limits begin and end, in nanoseconds since the epoch.
+
+        `clock` is the guard's; a ledger that many machines share has one of its own.
+
+        Raises:
+            LedgerError: the clock jumped, so that nobody knows which window it is.
+        """
+        ...
+
+    async def areserve(
+        self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...], about: About | None = None
+    ) -> Grant | Refusal:
         """`reserve`, without blocking the loop."""
         ...
 
-    async def asettle(self, call_id: str, charge: Amounts, unknown: Amounts = ZERO) -> Settlement | None:
+    async def asettle(
+        self, call_id: str, charge: Amounts, unknown: Amounts = ZERO, outcome: Outcome | None = None
+    ) -> Settlement | None:
         """`settle`, without blocking the loop."""
         ...
 
-    async def arelease(self, call_id: str) -> Settlement | None:
+    async def arelease(self, call_id: str, outcome: Outcome | None = None) -> Settlement | None:
         """`release`, without blocking the loop."""
         ...
 
@@ -179,6 +210,10 @@ class Ledger(Protocol):
 
     async def astop(self, account_id: str, reason: str) -> None:
         """`stop`, without blocking the loop."""
+        ...
+
+    async def abalance(self, account_id: str) -> Balance:
+        """`balance`, without blocking the loop."""
         ...
 
 

@@ -6,13 +6,16 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from ..amounts import NO_CAPS, UNITS, ZERO, Amounts, Caps
+from ..amounts import ZERO, Amounts
+from ..clock import Clock
 from ..recent import Recent
 from .base import Account, Balance, Grant, LedgerError, Offer, Refusal, Settlement
+from .records import About, Outcome
+from .state import State, decide
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -21,71 +24,11 @@ _REMEMBERED = 65_536
 """How many tombstones are kept: ids released before they were reserved, whose reservation must land dead."""
 
 
-@dataclass(slots=True, eq=False)
-class _State:
-    """An account. `given` are the caps that came with the last call, `caps` those with the top-ups."""
-
-    id: str
-    given: Caps = NO_CAPS
-    caps: Caps = NO_CAPS
-    extra: Amounts = ZERO
-    spent: Amounts = ZERO
-    held: Amounts = ZERO
-    unknown: Amounts = ZERO
-    expected: Amounts = ZERO
-    in_flight: int = 0
-    stopped: str | None = None
-    keys: set[str] = field(default_factory=set)
-
-    def balance(self) -> Balance:
-        figures = (self.id, self.caps, self.spent, self.held, self.unknown, self.expected, self.in_flight, self.stopped)
-        return _new(Balance, figures)
-
-    def room(self, wanted: Amounts, least: Amounts, spare: Amounts) -> Amounts | None:
-        """`wanted`, cut to what is free beside `spare`; None where not even `least` is."""
-        cut = None
-        for unit, cap in enumerate(self.caps):
-            if cap is None:
-                continue
-            free = cap - self.spent[unit] - self.held[unit] - self.unknown[unit] - spare[unit]
-            if free >= wanted[unit]:
-                continue
-            if least[unit] > max(free, 0):
-                return None
-            cut = cut or list(wanted)
-            cut[unit] = max(free, 0)
-        return wanted if cut is None else Amounts(*cut)
-
-    def hold(self, amount: Amounts, expected: Amounts) -> None:
-        """Steps and tool calls count at once; dollars and tokens are held."""
-        nano, tokens, steps, tool_calls = amount
-        spent = self.spent
-        self.spent = _new(Amounts, (spent[0], spent[1], spent[2] + steps, spent[3] + tool_calls))
-        if nano or tokens:
-            self.held = _new(Amounts, (self.held[0] + nano, self.held[1] + tokens, 0, 0))
-            self.expected = _new(Amounts, (self.expected[0] + expected[0], self.expected[1] + expected[1], 0, 0))
-            self.in_flight += 1
-
-    def land(self, amount: Amounts, expected: Amounts) -> None:
-        """A hold is over."""
-        self.held = _new(Amounts, (self.held[0] - amount[0], self.held[1] - amount[1], 0, 0))
-        self.expected = _new(Amounts, (self.expected[0] - expected[0], self.expected[1] - expected[1], 0, 0))
-        self.in_flight -= 1
-
-    def charge(self, nano: int, tokens: int) -> None:
-        """Add to what is spent."""
-        spent = self.spent
-        self.spent = _new(Amounts, (spent[0] + nano, spent[1] + tokens, spent[2], spent[3]))
-
-
-_new = tuple.__new__  # see amounts
-
-
 @dataclass(slots=True)
 class _Hold:
     grant: Grant
     expected: Amounts
-    states: list[_State]
+    states: list[State]
     charged: Amounts = ZERO
     unknown: Amounts = ZERO
     in_flight: bool = True
@@ -96,17 +39,21 @@ class MemoryLedger:
 
     blocking = False
     shared = False
+    lasting = False
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        self._accounts: dict[str, _State] = {}
+        self._accounts: dict[str, State] = {}
+        self._top_up_keys: dict[str, set[str]] = {}
         self._holds: dict[str, _Hold] = {}
         self._dead: Recent[str, str] = Recent(_REMEMBERED)
         self._lock = threading.RLock()
         self._busy = False
         self._late: deque[Callable[[], object]] = deque()
 
-    def reserve(self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...]) -> Grant | Refusal:
+    def reserve(
+        self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...], about: About | None = None
+    ) -> Grant | Refusal:
         """See `Ledger.reserve`.
 
         Raises:
@@ -120,11 +67,13 @@ class MemoryLedger:
             raise LedgerError("a model call was made by a finalizer that interrupted the ledger")
         return answer
 
-    def settle(self, call_id: str, charge: Amounts, unknown: Amounts = ZERO) -> Settlement | None:
+    def settle(
+        self, call_id: str, charge: Amounts, unknown: Amounts = ZERO, outcome: Outcome | None = None
+    ) -> Settlement | None:
         """See `Ledger.settle`."""
         return self._locked(self._settle, call_id, charge, unknown)
 
-    def release(self, call_id: str) -> Settlement | None:
+    def release(self, call_id: str, outcome: Outcome | None = None) -> Settlement | None:
         """See `Ledger.release`."""
         return self._locked(self._release, call_id)
 
@@ -144,20 +93,28 @@ class MemoryLedger:
             state = self._accounts.get(account_id)
             return Balance(account_id) if state is None else state.balance()
 
+    def peek(self, account_id: str) -> Balance:
+        """See `Ledger.peek`."""
+        return self.balance(account_id)
+
     def close(self, account_id: str) -> Balance | None:
         """See `Ledger.close`."""
         with self._lock:
             return None if self._busy else self._locked(self._close, account_id)
 
-    async def areserve(self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...]) -> Grant | Refusal:
+    async def areserve(
+        self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...], about: About | None = None
+    ) -> Grant | Refusal:
         """See `Ledger.reserve`; nothing here blocks."""
         return self.reserve(call_id, offers, accounts)
 
-    async def asettle(self, call_id: str, charge: Amounts, unknown: Amounts = ZERO) -> Settlement | None:
+    async def asettle(
+        self, call_id: str, charge: Amounts, unknown: Amounts = ZERO, outcome: Outcome | None = None
+    ) -> Settlement | None:
         """See `Ledger.settle`; nothing here blocks."""
         return self.settle(call_id, charge, unknown)
 
-    async def arelease(self, call_id: str) -> Settlement | None:
+    async def arelease(self, call_id: str, outcome: Outcome | None = None) -> Settlement | None:
         """See `Ledger.release`; nothing here blocks."""
         return self.release(call_id)
 
@@ -168,6 +125,17 @@ class MemoryLedger:
     async def astop(self, account_id: str, reason: str) -> None:
         """See `Ledger.stop`; nothing here blocks."""
         self.stop(account_id, reason)
+
+    async def abalance(self, account_id: str) -> Balance:
+        """See `Ledger.balance`; nothing here blocks."""
+        return self.balance(account_id)
+
+    def now_ns(self, clock: Clock) -> int:
+        """See `Ledger.now_ns`."""
+        return clock.time_ns()
+
+    def judge(self, run_id: str, verdict: str) -> None:
+        """See `Ledger.judge`; this ledger keeps no records."""
 
     def _locked(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         with self._lock:
@@ -195,19 +163,13 @@ class MemoryLedger:
         if held is not None:
             return held.grant
         states = [self._state(account) for account in accounts]
-        dead = call_id in self._dead
-        for account, state in zip(accounts, states, strict=True):
-            if dead or (state.stopped is not None and not offers[-1].passes(state.stopped)):
-                return Refusal(call_id, account, state.balance(), None, offers[-1].least)
-        for index, offer in enumerate(offers):
-            amount: Amounts | None = offer.most
-            for state in states:
-                amount = amount and state.room(amount, offer.least, offer.spare)
-            if amount is not None:
-                return self._hold(call_id, index, offer, amount, states)
-        return _no_room(call_id, offers[-1].least.plus(offers[-1].spare), accounts, states)
+        answer = decide(call_id, offers, accounts, states, dead=call_id in self._dead)
+        if isinstance(answer, Refusal):
+            return answer
+        index, amount = answer
+        return self._hold(call_id, index, offers[index], amount, states)
 
-    def _hold(self, call_id: str, index: int, offer: Offer, amount: Amounts, states: list[_State]) -> Grant:
+    def _hold(self, call_id: str, index: int, offer: Offer, amount: Amounts, states: list[State]) -> Grant:
         for state in states:
             state.hold(amount, offer.expected)
         grant = Grant(call_id, index, amount, tuple([state.balance() for state in states]))
@@ -239,13 +201,11 @@ class MemoryLedger:
         return None
 
     def _top_up(self, account_id: str, key: str, extra: Amounts) -> bool:
-        state = self._known(account_id)
-        if key in state.keys:
+        keys = self._top_up_keys.setdefault(account_id, set())
+        if key in keys:
             return False
-        state.keys.add(key)
-        state.extra = state.extra.plus(extra)
-        state.caps = state.given.plus(state.extra)
-        state.stopped = None
+        keys.add(key)
+        self._known(account_id).top_up(extra)
         return True
 
     def _stop(self, account_id: str, reason: str) -> None:
@@ -254,6 +214,7 @@ class MemoryLedger:
             state.stopped = reason
 
     def _close(self, account_id: str) -> Balance:
+        self._top_up_keys.pop(account_id, None)
         state = self._accounts.pop(account_id, None)
         if state is None:
             return Balance(account_id)
@@ -265,26 +226,13 @@ class MemoryLedger:
                     del self._holds[call_id]
         return balance
 
-    def _known(self, account_id: str) -> _State:
+    def _known(self, account_id: str) -> State:
         state = self._accounts.get(account_id)
         if state is None:
-            state = self._accounts[account_id] = _State(account_id)
+            state = self._accounts[account_id] = State(account_id)
         return state
 
-    def _state(self, account: Account) -> _State:
+    def _state(self, account: Account) -> State:
         state = self._known(account.id)
-        if state.given is not account.caps:
-            state.given = account.caps
-            state.caps = account.caps.plus(state.extra)
+        state.give(account.caps)
         return state
-
-
-def _no_room(call_id: str, least: Amounts, accounts: tuple[Account, ...], states: list[_State]) -> Refusal:
-    for account, state in zip(accounts, states, strict=True):
-        balance = state.balance()
-        unit = balance.lacking(least)
-        if unit is not None:
-            return Refusal(call_id, account, balance, unit, least)
-    raise AssertionError(
-        f"an offer that every account has room for was not granted: {dict(zip(UNITS, least, strict=True))}"
-    )
