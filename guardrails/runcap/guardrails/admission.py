@@ -7,7 +7,7 @@ that threads and tasks share one logic.
 from __future__ import annotations
 
 from .amounts import HELD_UNITS, UNITS, ZERO, Amounts
-from .ledger import Account, Balance, Grant, Ledger, LedgerError, Offer, Refusal
+from .ledger import About, Account, Balance, Grant, Ledger, LedgerError, Offer, Refusal
 from .refusals import CAP_PREFIX, is_final, refused, unavailable
 from .steps import Ask, Patience, Seat, Steps, Stop, Wait, adrive, drive
 
@@ -18,10 +18,10 @@ class Reservation:
     `as_is` is the call as it was asked for, `degraded` what else could be made of it. `patience` says how long it may
     wait for money that calls in flight hold; None is not at all. `waiting_since` is the clock's reading when it began
     to wait, None if it never did. `stops` is False where whoever asks has other ways left: a refusal for want of money
-    then stops nothing.
+    then stops nothing. `about` is what a ledger that lasts keeps of it.
     """
 
-    __slots__ = ("accounts", "as_is", "call_id", "degraded", "model", "patience", "stops", "waiting_since")
+    __slots__ = ("about", "accounts", "as_is", "call_id", "degraded", "model", "patience", "stops", "waiting_since")
 
     def __init__(self, call_id: str, as_is: Offer, accounts: tuple[Account, ...], model: str | None = None) -> None:
         self.call_id = call_id
@@ -29,6 +29,7 @@ class Reservation:
         self.degraded: tuple[Offer, ...] = ()
         self.accounts = accounts
         self.model = model
+        self.about: About | None = None
         self.patience: Patience | None = None
         self.waiting_since: float | None = None
         self.stops = True
@@ -48,7 +49,7 @@ class Reservation:
 
     def ask(self, *offers: Offer) -> Ask:
         """Ask for the first of these offers that fits."""
-        return Ask(self.call_id, offers, self.accounts)
+        return Ask(self.call_id, offers, self.accounts, self.about)
 
 
 def reserve(reservation: Reservation, ledger: Ledger) -> Grant:
@@ -60,7 +61,7 @@ def reserve(reservation: Reservation, ledger: Ledger) -> Grant:
     answer = None
     if _queue_to_join(reservation) is None:
         try:
-            answer = ledger.reserve(reservation.call_id, (reservation.as_is,), reservation.accounts)
+            answer = ledger.reserve(reservation.call_id, (reservation.as_is,), reservation.accounts, reservation.about)
         except LedgerError as error:
             raise unavailable(reservation.accounts[0], error, reservation.model) from error
     return answer if isinstance(answer, Grant) else drive(decide(reservation, answer), ledger)
@@ -71,7 +72,9 @@ async def areserve(reservation: Reservation, ledger: Ledger) -> Grant:
     answer = None
     if _queue_to_join(reservation) is None:
         try:
-            answer = await ledger.areserve(reservation.call_id, (reservation.as_is,), reservation.accounts)
+            answer = await ledger.areserve(
+                reservation.call_id, (reservation.as_is,), reservation.accounts, reservation.about
+            )
         except LedgerError as error:
             raise unavailable(reservation.accounts[0], error, reservation.model) from error
     return answer if isinstance(answer, Grant) else await adrive(decide(reservation, answer), ledger)
@@ -92,7 +95,7 @@ def decide(reservation: Reservation, answer: Refusal | None) -> Steps[Grant]:
         last = yield from _taking_turns(reservation, answer)
         if isinstance(last, Grant):
             return last
-        if is_final(last) and (reservation.stops or UNITS.index(str(last.unit)) >= HELD_UNITS):
+        if _ends_run(last) and (reservation.stops or UNITS.index(str(last.unit)) >= HELD_UNITS):
             yield Stop(last.account.id, CAP_PREFIX + str(last.unit))
     except LedgerError as error:
         raise unavailable(reservation.accounts[0], error, reservation.model) from error
@@ -148,6 +151,11 @@ def _worth_waiting_for(reservation: Reservation, answer: Refusal | None) -> str 
     if answer.unit is None or UNITS.index(answer.unit) >= HELD_UNITS or answer.account.id in patience.excused:
         return None
     return answer.account.id if _may_fit(answer.balance, reservation.least) else None
+
+
+def _ends_run(refusal: Refusal) -> bool:
+    # A limit stops nobody: it may be raised, its window ends, and a smaller call of another run may fit.
+    return is_final(refusal) and refusal.account.scope == "run"
 
 
 def _may_fit(balance: Balance, least: Amounts) -> bool:

@@ -77,18 +77,18 @@ class Budget:
                 "Budget needs at least one cap: usd, steps, tool_calls, tokens or seconds, "
                 'e.g. Budget(usd="0.50", steps=25)'
             )
-        _set(self, "usd", None if usd is None else _dollars(usd))
-        _set(self, "steps", _count(steps, "steps"))
-        _set(self, "tool_calls", _count(tool_calls, "tool_calls"))
-        _set(self, "tokens", _count(tokens, "tokens"))
+        _set(self, "usd", None if usd is None else dollars(usd, "Budget.usd"))
+        _set(self, "steps", count(steps, "Budget.steps"))
+        _set(self, "tool_calls", count(tool_calls, "Budget.tool_calls"))
+        _set(self, "tokens", count(tokens, "Budget.tokens"))
         _set(self, "seconds", _seconds(seconds, "seconds"))
         _set(self, "max_wait", _seconds(max_wait, "max_wait", zero=True))
-        _set(self, "min_output_tokens", _count(min_output_tokens, "min_output_tokens"))
+        _set(self, "min_output_tokens", count(min_output_tokens, "Budget.min_output_tokens"))
         _set(self, "warn_at", _shares(warn_at))
         if on_breach not in get_args(OnBreach):
             raise ValueError(f'Budget.on_breach must be "raise", "finish" or "ask", got {on_breach!r}')
         _set(self, "on_breach", on_breach)
-        _set(self, "finish_max_input", _count(finish_max_input, "finish_max_input"))
+        _set(self, "finish_max_input", count(finish_max_input, "Budget.finish_max_input"))
         _set(self, "tell_agent", _flag(tell_agent, "tell_agent"))
         _set(self, "strict", _flag(strict, "strict"))
 
@@ -109,20 +109,30 @@ def _set(budget: Budget, name: str, value: object) -> None:
     object.__setattr__(budget, name, value)
 
 
-def _dollars(value: Money) -> Decimal:
-    nano = to_nano(value, "Budget.usd")
+def dollars(value: Money, name: str) -> Decimal:
+    """A cap in dollars.
+
+    Raises:
+        TypeError, ValueError: it is none; see `money.to_nano`.
+    """
+    nano = to_nano(value, name)
     if nano == 0:
-        raise ValueError(f"Budget.usd must be above zero, got {value!r}; to forbid model calls altogether, attach none")
+        raise ValueError(f"{name} must be above zero, got {value!r}; to forbid model calls altogether, attach none")
     return to_usd(min(nano, MAX_NANO))
 
 
-def _count(value: object, name: str) -> int | None:
+def count(value: object, name: str) -> int | None:
+    """A cap in whole numbers; None is none.
+
+    Raises:
+        TypeError, ValueError: it is no whole number, or not between 1 and 2**53.
+    """
     if value is None:
         return None
     if type(value) is not int:
-        raise TypeError(f"Budget.{name} must be a whole number, got {value!r} ({type(value).__name__})")
+        raise TypeError(f"{name} must be a whole number, got {value!r} ({type(value).__name__})")
     if not 1 <= value <= _MAX_COUNT:
-        raise ValueError(f"Budget.{name} must be at least 1 and at most 2**53, got {value}")
+        raise ValueError(f"{name} must be at least 1 and at most 2**53, got {value}")
     return value
 
 

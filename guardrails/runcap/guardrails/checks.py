@@ -9,7 +9,9 @@ from .loops import LoopPolicy
 from .pricing import PriceBook
 
 
-def check_parts(*, prices: object, sinks: object, loops: object, history: object, on_warning: object) -> None:
+def check_parts(
+    *, prices: object, sinks: object, loops: object, history: object, on_warning: object, ledger: object
+) -> None:
     """Check the optional arguments of a guard.
 
     Raises:
@@ -23,6 +25,8 @@ def check_parts(*, prices: object, sinks: object, loops: object, history: object
         raise TypeError(f"Guard.loops must be a LoopPolicy, e.g. LoopPolicy(halt=5); got {type(loops).__name__}")
     if on_warning is not None and not callable(on_warning):
         raise TypeError(f"Guard.on_warning must be a function of a BudgetWarned, got {type(on_warning).__name__}")
+    if ledger is not None and not callable(getattr(ledger, "reserve", None)):
+        raise TypeError(f'Guard.ledger must be a ledger, e.g. SQLiteLedger("budget.db"); got {type(ledger).__name__}')
     if sinks is None:
         return
     if not isinstance(sinks, Sequence) or not all(callable(sink) for sink in sinks):

@@ -7,6 +7,7 @@
         UnpricedModel         a cap in dollars, and no price for the model
         UnboundedCall         a strict budget, and a request that bounds its own cost no further
         LedgerUnavailable     the cap could not be checked
+        MissingTag            a limit on a tag that the run does not carry
         LoopHalted            the agent repeats itself, and its `LoopPolicy` halts that
 
 Bad arguments are plain `ValueError` and `TypeError`.
@@ -138,6 +139,10 @@ class UnboundedCall(Refused):
 
 class LedgerUnavailable(Refused):
     """The ledger could not answer, so the cap could not be checked; the call is refused."""
+
+
+class MissingTag(Refused):
+    """A limit is on a tag that the run does not carry, so that nobody knows what to charge."""
 
 
 class LoopHalted(Refused):

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, Literal
 from weakref import WeakMethod
 
+from . import offload, telling
 from .admission import Reservation, areserve, reserve
 from .amounts import Amounts
 from .budget import Budget
@@ -18,10 +20,11 @@ from .clock import Clock, NewId, SystemClock, new_id
 from .dispatch import Dispatcher
 from .errors import BudgetExceeded, RefusalDetails, Refused
 from .estimate import Measured, TypicalOutput
-from .events import BudgetWarned, CallRefused, CallStarted, Event, RunEnded, RunStarted, RunStopped, Sink
+from .events import BudgetWarned, CallRefused, Event, RunEnded, RunStarted, RunStopped, Sink
 from .history import History
 from .inflight import InFlight
-from .ledger import Grant, Ledger, MemoryLedger, Offer, Settlement
+from .ledger import Balance, Grant, Ledger, LedgerError, MemoryLedger, Offer, Settlement
+from .limits import Limit, checked_limits, say_tag
 from .looping import Looping
 from .loops import Loop, LoopPolicy
 from .paused import PausedRuns
@@ -29,7 +32,7 @@ from .permit import Permit
 from .plan import Plan, Renew, check_clock, may_block
 from .pricing import PriceBook
 from .reasons import hints, turn_away_late
-from .refusals import cut_short
+from .refusals import cut_short, unavailable
 from .request import Request
 from .run import Run, ambient
 from .saved import SavedRun, restore
@@ -38,19 +41,23 @@ from .waiting import WaitingRoom
 
 _log = logging.getLogger("runcap")
 
+_ONE = Amounts(tool_calls=1)
+_TOOL_CALL = Offer(_ONE, _ONE, _ONE)
+
 
 class Guard:
     """Holds runs to a budget. Hand it, or a bare `Budget`, to any attach point.
 
     Args:
         budget: the caps of each run; every root run gets the whole of it.
+        limits: caps on wider scopes, over every run and process that shares the ledger. They need an explicit `ledger`.
         tiers: a ladder of models, dearest first; a run goes down as its dollars go, and up again only when it is topped
             up. Takes a `BudgetMiddleware`.
         switch_at: `"turn"` goes down only where a user's turn begins, unless a call fits only further down.
         history: how much of a conversation is sent. Takes a `BudgetMiddleware`.
         loops: when to warn of agents that repeat themselves, and when to halt them; None does not look.
         prices: where prices come from; the bundled data by default.
-        ledger: where holds and spend are kept; this process's memory by default.
+        ledger: where holds and spend are kept: this process's memory by default, or a `SQLiteLedger` or `RedisLedger`.
         on_warning: called with a `BudgetWarned` when a share of `Budget.warn_at` is reached.
         sinks: who is told what happened. None lets the adapter add its default (spans on the global tracer
             provider); `()` is none.
@@ -61,13 +68,14 @@ class Guard:
 
     Raises:
         TypeError: `budget` is no Budget, or another part not what it must be.
-        ValueError: `unscoped` is neither `"share"` nor `"refuse"`.
+        ValueError: `unscoped` is neither `"share"` nor `"refuse"`, or limits without a ledger to keep them in.
     """
 
     def __init__(
         self,
         budget: Budget,
         *,
+        limits: Sequence[Limit] = (),
         tiers: Sequence[Tier] = (),
         switch_at: SwitchAt = "any",
         history: History | None = None,
@@ -84,8 +92,9 @@ class Guard:
             raise TypeError(f'Guard needs a Budget, e.g. Guard(Budget(usd="0.50")); got {type(budget).__name__}')
         if unscoped not in ("share", "refuse"):
             raise ValueError(f'Guard.unscoped must be "share" or "refuse", got {unscoped!r}')
-        check_parts(prices=prices, sinks=sinks, loops=loops, history=history, on_warning=on_warning)
+        check_parts(prices=prices, sinks=sinks, loops=loops, history=history, on_warning=on_warning, ledger=ledger)
         self.budget = budget
+        self.limits = checked_limits(limits, own_ledger=ledger is not None)
         self.tiers = checked_tiers(tiers, switch_at, dollars=budget.usd is not None)
         self.switch_at = switch_at
         if history is not None and history.summarize is True and not self.tiers:
@@ -98,6 +107,8 @@ class Guard:
         self.looping = Looping(loops, self)
         self.prices = prices if prices is not None else PriceBook()
         self.ledger: Ledger = ledger if ledger is not None else MemoryLedger()
+        if self.ledger.blocking:
+            offload.start()
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.measured = Measured()
         self.typical_output = TypicalOutput()
@@ -127,7 +138,7 @@ class Guard:
 
         Raises:
             TypeError: a tag that is no string, or a budget that is none.
-            ValueError: a tag named `run_id`.
+            ValueError: a tag named `run_id`, or none for a limit of the guard.
         """
         if "run_id" in tags:
             raise ValueError(
@@ -140,7 +151,11 @@ class Guard:
             raise TypeError(f"budget must be a Budget, got {type(budget).__name__}")
         parent = self.current_run() or self._located()
         own = budget if budget is not None or parent is not None else self.budget
-        return Run(self, run_id=self.new_id(), parent=parent, budget=own, tags=tags)
+        run = Run(self, run_id=self.new_id(), parent=parent, budget=own, tags=tags)
+        limit = self.limits.lacking(run.tags)
+        if limit is not None:
+            raise ValueError(f"there is a limit on {limit.scope}, and this run has no such tag. {say_tag(limit.scope)}")
+        return run
 
     def current_run(self) -> Run | None:
         """The innermost `with guard.run(...)` around this call that is not over; None outside of any."""
@@ -160,7 +175,7 @@ class Guard:
         run_id = self.new_id() if saved is None else saved.run_id
         run = Run(self, run_id=run_id, budget=self.budget, tags=tags, conversation_id=conversation_id)
         if saved is not None:
-            restore(saved, self.ledger)
+            run.before_next(partial(restore, saved, self.ledger))
             run.course.restored = saved
             run.course.top_ups.update(saved.top_ups)
         self.opened(run)
@@ -224,7 +239,7 @@ class Guard:
         """A run ended."""
         with self._naming:
             self._named.pop(run.id, None)
-        event = RunEnded(time_ns=self.clock.time_ns(), run=run.info, balance=run.balance, verdict=run.verdict)
+        event = RunEnded(time_ns=self.clock.time_ns(), run=run.info, balance=run.seen, verdict=run.verdict)
         self.emit(event)
 
     def stopped(self, run: Run, reason: str) -> None:
@@ -247,9 +262,10 @@ class Guard:
         self.calls.drain()
         run = self.scope(run, request.model)
         try:
+            run.catch_up()
             plan = Plan(self, request, run, wait=wait and may_block(), renew=renew)
             grant = reserve(plan, self.ledger)
-            turn_away_late(request.call_id, run, self.ledger, request.model)
+            turn_away_late(request.call_id, run, self, request.model)
         except Refused as refused:
             raise self._refused(request.call_id, request.parent_id, run, refused, request) from refused.__cause__
         return self._permit(plan, grant)
@@ -261,12 +277,13 @@ class Guard:
         self.calls.drain()
         run = self.scope(run, request.model)
         try:
+            await self._aready(run)
             plan = Plan(self, request, run, wait=wait, renew=renew)
             grant = await areserve(plan, self.ledger)
-            turn_away_late(request.call_id, run, self.ledger, request.model)
+            turn_away_late(request.call_id, run, self, request.model)
         except asyncio.CancelledError:
             # It may have landed, or land yet: a release frees it, or leaves a tombstone for it to land on.
-            await asyncio.shield(self.ledger.arelease(request.call_id))
+            await asyncio.shield(self._arelease(request.call_id))
             raise
         except Refused as refused:
             raise self._refused(request.call_id, request.parent_id, run, refused, request) from refused.__cause__
@@ -279,11 +296,23 @@ class Guard:
             Refused: the run's tool calls or its seconds are used up, or it is stopped.
         """
         run = self.scope(run)
-        one = Amounts(tool_calls=1)
         try:
+            run.catch_up()
             check_clock(run, None)
-            grant = reserve(Reservation(call_id, Offer(one, one, one), run.accounts), self.ledger)
-            turn_away_late(call_id, run, self.ledger)
+            grant = reserve(Reservation(call_id, _TOOL_CALL, run.accounts), self.ledger)
+            turn_away_late(call_id, run, self)
+        except Refused as refused:
+            raise self._refused(call_id, parent_id, run, refused) from refused.__cause__
+        self._warn(run, grant)
+
+    async def aadmit_tool(self, call_id: str, run: Run | None = None, parent_id: str | None = None) -> None:
+        """`admit_tool`, without blocking the loop."""
+        run = self.scope(run)
+        try:
+            await self._aready(run)
+            check_clock(run, None)
+            grant = await areserve(Reservation(call_id, _TOOL_CALL, run.accounts), self.ledger)
+            turn_away_late(call_id, run, self)
         except Refused as refused:
             raise self._refused(call_id, parent_id, run, refused) from refused.__cause__
         self._warn(run, grant)
@@ -301,20 +330,57 @@ class Guard:
 
     def cut_short(self, permit: Permit) -> BudgetExceeded:
         """The error for an answer that was cut, where a part of it is of no use."""
-        return cut_short(permit.run.balance, permit.run.accounts[0], permit.output_cap, permit.request.model)
+        return cut_short(permit.run.seen, permit.run.accounts[0], permit.output_cap, permit.request.model)
 
     def ended(self, permit: Permit, settlement: Settlement | None) -> None:
         """A permit ended: forget it, warn, and close runs that were waiting for it."""
         self.calls.end(permit)
         if self.room:
-            for account in permit.run.accounts:
+            for account in permit.accounts:
                 self.room.wake(account.id)
         chain = permit.run.outward()
-        for run, balance in zip(chain, settlement.balances if settlement else (), strict=False):
-            run.warn(balance)
+        if settlement is not None:
+            self._warn(permit.run, settlement)
         for run in chain:
             if run.ended:
                 run.close_when_idle()
+
+    # The ledger, from code that may run on a loop
+
+    def balance_of(self, account_id: str) -> Balance:
+        """An account now; as this process saw it last, where to ask would block a loop or there is no answer."""
+        ledger = self.ledger
+        if ledger.blocking and not may_block():
+            return ledger.peek(account_id)
+        try:
+            return ledger.balance(account_id)
+        except LedgerError as error:
+            self.say_once(f"balances are shown as they were seen last: {error}")
+            return ledger.peek(account_id)
+
+    def off_loop(self, action: Callable[[], None]) -> Future[None] | None:
+        """Do what uses the ledger; where that would block a loop, on another thread, and the future of it."""
+        if self.ledger.blocking and not may_block():
+            return offload.hand_over(action)
+        action()
+        return None
+
+    async def _aready(self, run: Run) -> None:
+        if not self.ledger.blocking:
+            run.catch_up()
+            return
+        await run.acatch_up()
+        if self.limits.windowed:
+            try:
+                await self.ledger.aready()
+            except LedgerError as error:
+                raise unavailable(run.accounts[0], error) from error
+
+    async def _arelease(self, call_id: str) -> None:
+        try:
+            await self.ledger.arelease(call_id)
+        except LedgerError as error:
+            _log.warning("runcap: a cancelled call keeps its hold for now: %s", error)
 
     # Sinks
 
@@ -344,39 +410,19 @@ class Guard:
             plan.run.course.spare = plan.spare
         self.calls.begin(permit)
         try:
-            self._tell_start(permit)
+            self.emit(telling.started(permit))
             self._warn(plan.run, grant)
         except BaseException as error:
             permit.release(type(error).__name__)  # a sink ends the program: the call is not made
             raise
         return permit
 
-    def _tell_start(self, permit: Permit) -> None:
-        request = permit.request
-        self.emit(
-            CallStarted(
-                time_ns=permit.started_ns,
-                run=permit.run.info,
-                call_id=request.call_id,
-                parent_id=request.parent_id,
-                model=request.model,
-                provider=request.provider,
-                stream=request.stream,
-                output_cap=permit.output_cap or request.output_cap,
-                guarantee="hard" if permit.estimate.hard else "expected",
-                held_nano=permit.grant.amount.nano,
-                step=permit.step,
-                clamped=permit.clamped,
-                waited_s=permit.waited_s,
-                tier=request.purpose.tier,
-                history_cut=request.purpose.cut,
-                last=request.purpose.last,
-            )
-        )
-
-    def _warn(self, run: Run, grant: Grant) -> None:
-        for outer, balance in zip(run.outward(), grant.balances, strict=False):
-            outer.warn(balance)
+    def _warn(self, run: Run, after: Grant | Settlement) -> None:
+        by_id = {balance.account_id: balance for balance in after.balances}
+        for outer in run.outward():
+            balance = by_id.get(outer.accounts[0].id)
+            if balance is not None:
+                outer.warn(balance)
 
     def _refused(
         self, call_id: str, parent_id: str | None, run: Run, refused: Refused, request: Request | None = None

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from .permit import Permit
 from .recent import Recent
@@ -74,9 +74,25 @@ class InFlight:
             permit.abandon(error_type)
 
     def reap_with_task(self, permit: Permit) -> None:
-        """Reap this call when the current task is done, should nobody have ended it by then."""
-        task = asyncio.current_task() if asyncio._get_running_loop() is not None else None  # noqa: SLF001 - an error costs more
+        """Reap this call when the task it is made in is done, should nobody have ended it by then."""
+        running = asyncio._get_running_loop()  # noqa: SLF001 - an error costs more
+        task = asyncio.current_task() if running is not None else _remembered()
         if task is None:
+            return
+        loop = task.get_loop()
+        if loop is running:
+            self._watch(task, permit)
+            return
+        try:
+            loop.call_soon_threadsafe(self._watch, task, permit)
+        except RuntimeError:  # it was closed under the call
+            self.reap(permit.call_id)
+
+    def _watch(self, task: asyncio.Task[object], permit: Permit) -> None:
+        if permit.state is not None:
+            return
+        if task.done():
+            self.reap(permit.call_id)
             return
         with _adding:
             of_task = self._tasks.get(task)
@@ -134,6 +150,21 @@ def release_everywhere(call_id: str) -> None:
         permit = calls.get(call_id)
         if permit is not None:
             permit.release("Refused")
+
+
+_task: ContextVar[ref[asyncio.Task[object]] | None] = ContextVar("runcap_task", default=None)
+
+
+def remember_task() -> None:
+    """What runs on another thread from here, in a copy of this context, belongs to the current task."""
+    task = asyncio.current_task() if asyncio._get_running_loop() is not None else None  # noqa: SLF001 - see above
+    if task is not None:
+        _task.set(ref(task))
+
+
+def _remembered() -> asyncio.Task[object] | None:
+    task = _task.get()
+    return None if task is None else task()
 
 
 _around: ContextVar[tuple[Permit, ...]] = ContextVar("runcap_calls_around", default=())

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from . import telling
 from .amounts import ZERO, Amounts
 from .estimate import expected_tokens
-from .events import CallEnded, CallReconciled, Cut, State
-from .ledger import Balance, Grant, LedgerError, Settlement
+from .events import CallReconciled, Cut, State
+from .ledger import Grant, LedgerError, Outcome, Settlement
+from .offload import until
 from .pricing import NoPrice, PriceContext
 from .ratecard import BILLED, RateCard, Unpriced
 from .request import Response
+from .telling import Told
 from .usage import Usage
 
 if TYPE_CHECKING:
@@ -41,6 +46,8 @@ class Permit:
         self.request = plan.request
         self.grant = grant
         self.run = plan.run
+        self.accounts = plan.accounts
+        """What it is charged to: its runs, and the limits on them."""
         self.estimate, self.output_cap = plan.granted(grant)
         self.clamped = self.estimate is not plan.known
         """The output cap to be set is less than was asked for: the budget affords no more."""
@@ -55,6 +62,7 @@ class Permit:
         self._open = [True]  # popping is atomic: whoever pops ends the permit
         self._state: State | None = None
         self._booked = _UNBOOKED
+        self._booking: Future[None] | None = None
         self._seen_bytes = 0
         self._looked_at = 0
         self.streamed = False
@@ -81,7 +89,11 @@ class Permit:
         nano = 0 if self._card is None else self._nano(self._card, likely)
         more = Amounts(nano, likely.total_tokens).minus(self.grant.amount.held_part()).at_least_zero()
         ledger = self._guard.ledger
-        return any(ledger.balance(account.id).lacking(more) is not None for account in self.run.accounts)
+        return any(ledger.peek(account.id).lacking(more) is not None for account in self.accounts)
+
+    async def booked(self) -> None:
+        """Wait until its end is in the books. In async code a ledger that does I/O writes it on another thread."""
+        await until(self._booking)
 
     def settle(self, usage: Usage, response: Response = _NOTHING, *, error_type: str | None = None) -> bool:
         """Charge what the provider reported. False where the permit had ended (as unknown: it is reconciled)."""
@@ -91,26 +103,22 @@ class Permit:
         charge = Amounts(nano=nano or 0, tokens=usage.total_tokens)
         self.run.count(usage, priced=nano is not None)
         self._guard.typical_output.add(self.request.model, usage.output_tokens)
-        settlement = self._book(charge)
-        self._end(
-            "settled", settlement, usage=usage, cost=nano, source=source, response=response, error_type=error_type
-        )
+        told = Told("settled", self._now(), usage, nano, source=source, response=response, error_type=error_type)
+        self._close(told, charge)
         return True
 
     def free(self, response: Response = _NOTHING) -> bool:
         """The answer came from a cache: nothing was sent and nothing is charged; the step stays counted."""
         if not self._turn("released"):
             return False
-        settlement = self._book(None)
-        self._end("released", settlement, cost=0, response=response, cached=True)
+        self._close(Told("released", self._now(), cost=0, response=response, cached=True), None)
         return True
 
     def release(self, error_type: str | None = None) -> bool:
         """The call was never sent, or refused by the provider before it cost anything."""
         if not self._turn("released"):
             return False
-        settlement = self._book(None)
-        self._end("released", settlement, cost=0, error_type=error_type)
+        self._close(Told("released", self._now(), cost=0, error_type=error_type), None)
         return True
 
     def abandon(
@@ -143,17 +151,9 @@ class Permit:
                 f"{self.request.model} reported no usage: its calls are charged by size, the rest of their holds stays "
                 "reserved as unknown. Streams of ChatOpenAI(base_url=...) need stream_usage=True"
             )
-        settlement = self._book(charge, unknown)
         self._booked = (charge, unknown, usage)
-        self._end(
-            "unknown",
-            settlement,
-            usage=usage,
-            cost=nano,
-            unknown=unknown.nano,
-            response=response,
-            error_type=error_type,
-        )
+        told = Told("unknown", self._now(), usage, nano, unknown.nano, response=response, error_type=error_type)
+        self._close(told, charge, unknown)
         return True
 
     def _turn(self, state: State) -> bool:
@@ -217,78 +217,51 @@ class Permit:
         # Providers answer with a dated name of the same model: the user's price of it stands.
         return prices.card(asked if own and asked else model, provider=provider, context=context, regional=regional)
 
-    def _book(self, charge: Amounts | None, unknown: Amounts = ZERO) -> Settlement | None:
+    def _now(self) -> int:
+        return self._guard.clock.time_ns()
+
+    def _close(self, told: Told, charge: Amounts | None, unknown: Amounts = ZERO) -> None:
+        if told.source is None and self._card is not None:
+            told = told._replace(source=self._card.source)
+        self._booking = self._guard.off_loop(partial(self._book_and_tell, told, charge, unknown))
+
+    def _book_and_tell(self, told: Told, charge: Amounts | None, unknown: Amounts) -> None:
+        record = telling.outcome(self, told) if self._guard.ledger.lasting else None
+        settlement = self._book(charge, unknown, record)
+        own = self.accounts[0].id
+        balances = settlement.balances if settlement is not None else ()
+        balance = next((one for one in balances if one.account_id == own), None)
+        try:
+            self._guard.emit(telling.ended(self, told, balance))
+        finally:
+            self._guard.ended(self, settlement)  # also where a sink ends the program
+
+    def _book(self, charge: Amounts | None, unknown: Amounts, record: Outcome | None) -> Settlement | None:
         ledger = self._guard.ledger
         try:
             if charge is None:
-                return ledger.release(self.call_id)
-            return ledger.settle(self.call_id, charge, unknown)
+                return ledger.release(self.call_id, record)
+            return ledger.settle(self.call_id, charge, unknown, record)
         except LedgerError as error:
             # The hold stays in the ledger, so nothing is lost and the cap still holds.
-            _log.warning("runcap: a call could not be settled and keeps its hold: %s", error)
+            _log.warning("runcap: a call could not be settled yet and keeps its hold: %s", error)
             return None
 
     def _reconcile(self, usage: Usage, response: Response) -> bool:
         if self._state != "unknown" or not any(self._booked[1]):
             return False
-        nano, _ = self._price(usage, response)
+        nano, source = self._price(usage, response)
         charge = Amounts(nano=nano or 0, tokens=usage.total_tokens)
         before, self._booked = self._booked, (charge, Amounts(), usage)
-        self._book(charge)
+        now = self._now()
+        told = Told("settled", now, usage, nano, source=source, response=response)
+        record = telling.outcome(self, told, "late") if self._guard.ledger.lasting else None
+        self._booking = self._guard.off_loop(partial(self._book_again, charge, record))
         self.run.reconciled(before[0], before[1], charge)
         self.run.count(usage, priced=True, instead_of=before[2])
-        event = CallReconciled(
-            time_ns=self._guard.clock.time_ns(), run=self.run.info, call_id=self.call_id, usage=usage, cost_nano=nano
-        )
+        event = CallReconciled(time_ns=now, run=self.run.info, call_id=self.call_id, usage=usage, cost_nano=nano)
         self._guard.emit(event)
         return False
 
-    def _end(
-        self,
-        state: State,
-        settlement: Settlement | None,
-        *,
-        response: Response = _NOTHING,
-        usage: Usage | None = None,
-        cost: int | None = None,
-        unknown: int = 0,
-        source: str | None = None,
-        error_type: str | None = None,
-        cached: bool = False,
-    ) -> None:
-        balance: Balance | None = None if settlement is None else settlement.balances[0]
-        try:
-            self._guard.emit(
-                CallEnded(
-                    time_ns=self._guard.clock.time_ns(),
-                    run=self.run.info,
-                    call_id=self.call_id,
-                    parent_id=self.request.parent_id,
-                    model=self.request.model,
-                    provider=self.request.provider,
-                    started_ns=self.started_ns,
-                    state=state,
-                    guarantee="hard" if self.estimate.hard else "expected",
-                    usage=usage,
-                    cost_nano=cost,
-                    unknown_nano=unknown,
-                    price_source=source or (None if self._card is None else self._card.source),
-                    balance=balance,
-                    stream=self.request.stream or self.streamed,
-                    output_cap=self.output_cap or self.request.output_cap,
-                    response_model=response.model,
-                    response_id=response.id,
-                    finish_reasons=response.finish_reasons,
-                    error_type=error_type,
-                    cached=cached,
-                    step=self.step,
-                    clamped=self.clamped,
-                    cut=self.cut,
-                    waited_s=self.waited_s,
-                    tier=self.request.purpose.tier,
-                    history_cut=self.request.purpose.cut,
-                    last=self.request.purpose.last,
-                )
-            )
-        finally:
-            self._guard.ended(self, settlement)  # also where a sink ends the program
+    def _book_again(self, charge: Amounts, record: Outcome | None) -> None:
+        self._book(charge, ZERO, record)

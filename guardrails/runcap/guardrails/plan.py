@@ -6,16 +6,18 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from . import telling
 from .admission import Reservation
 from .amounts import HELD_UNITS, ZERO, Amounts
 from .course import LAST_OUTPUT
 from .errors import BudgetExceeded, RefusalDetails, UnboundedCall, UnpricedModel
 from .estimate import Estimate, estimate
 from .inflight import calls_around
-from .ledger import Grant, Offer
+from .ledger import Account, Grant, LedgerError, Offer
 from .pricing import NoPrice
 from .ratecard import RateCard
 from .reasons import missing
+from .refusals import unavailable
 from .request import Request
 from .run import Run
 from .steps import Patience
@@ -54,6 +56,8 @@ class Plan(Reservation):
         self.card: RateCard | None
         self.spare = ZERO
         self.stops = request.purpose.stops
+        if guard.ledger.lasting:
+            self.about = telling.about(request, run, guard.clock.time_ns())
         self._look()
         if wait:
             self.patience = _patience(guard, run)
@@ -90,6 +94,8 @@ class Plan(Reservation):
     def _look(self) -> None:
         if self.run.timed:
             check_clock(self.run, self.request.model)
+        if self._guard.limits:
+            self.accounts = (*self.run.accounts, *self._limits())
         self.card = self._card()
         self.known = known = self._estimate()
         hold = known.hold
@@ -101,6 +107,14 @@ class Plan(Reservation):
             least = self._most(self.floor * self.request.choices)
             if least.tokens < hold.tokens:
                 self.degraded = (Offer(hold, least, known.expected, spare, last),)
+
+    def _limits(self) -> tuple[Account, ...]:
+        guard, run, model = self._guard, self.run, self.request.model
+        try:
+            now = guard.ledger.now_ns(guard.clock) if guard.limits.windowed else 0
+        except LedgerError as error:
+            raise unavailable(run.accounts[0], error, model) from error
+        return guard.limits.accounts(run.tags, now, run.id, model)
 
     def _spare(self) -> Amounts:
         """What has to stay free beside this call, for the run's last answer: on this prompt and what comes to it.
@@ -129,7 +143,7 @@ class Plan(Reservation):
         return Amounts(nano, size + output)
 
     def _kept(self, unit: int, good: int, short: int) -> int:
-        caps = [cap for account in self.run.accounts if (cap := account.caps[unit]) is not None]
+        caps = [cap for account in self.accounts if (cap := account.caps[unit]) is not None]
         return min(good, max(short, min(caps) // _SHARE)) if caps else good
 
     def _most(self, output_tokens: int) -> Amounts:
@@ -191,7 +205,7 @@ class Plan(Reservation):
             if lacks is None:
                 return card
             reason = f"no price for {lacks} of model {request.model!r}"
-        if all(account.caps.nano is None for account in run.accounts):
+        if all(account.caps.nano is None for account in self.accounts):
             return None
         way_out = "Give the price, or use a budget without dollars"
         raise UnpricedModel(RefusalDetails(reason=reason, way_out=way_out, run_id=run.id, model=request.model))
@@ -228,6 +242,6 @@ def _patience(guard: Guard, run: Run) -> Patience:
     clock = guard.clock
     seconds = [left for left in (run.max_wait, run.seconds_left()) if left is not None]
     # A call made inside another one of its run would wait for what that one holds: for itself.
-    excused = frozenset(account.id for permit in calls_around() for account in permit.run.accounts)
+    excused = frozenset(account.id for permit in calls_around() for account in permit.accounts)
     until = clock.monotonic() + min(seconds) if seconds else None
     return Patience(guard.room, clock, until, excused, polls=guard.ledger.shared)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
 
 from .errors import BudgetExceeded, RefusalDetails, Refused
 from .ledger import Ledger, LedgerError
@@ -11,10 +13,13 @@ from .ratecard import RateCard
 from .request import Request
 from .run import Run
 
+if TYPE_CHECKING:
+    from .guard import Guard
+
 _log = logging.getLogger("runcap")
 
 
-def turn_away_late(call_id: str, run: Run, ledger: Ledger, model: str | None = None) -> None:
+def turn_away_late(call_id: str, run: Run, guard: Guard, model: str | None = None) -> None:
     """Give back what was granted to a call whose run ended between the choice of it and the reservation.
 
     Raises:
@@ -22,6 +27,12 @@ def turn_away_late(call_id: str, run: Run, ledger: Ledger, model: str | None = N
     """
     if not run.ended:
         return
+    guard.off_loop(partial(_give_back, call_id, run, guard.ledger))
+    way_out = "Calls belong inside the run; guard.run() begins another"
+    raise BudgetExceeded(RefusalDetails(reason="the run is over", way_out=way_out, run_id=run.id, model=model))
+
+
+def _give_back(call_id: str, run: Run, ledger: Ledger) -> None:
     try:
         ledger.release(call_id)
         for outer in run.outward():
@@ -29,8 +40,6 @@ def turn_away_late(call_id: str, run: Run, ledger: Ledger, model: str | None = N
                 outer.turn_away()
     except LedgerError as error:
         _log.warning("runcap: a call that was turned away keeps its hold: %s", error)
-    way_out = "Calls belong inside the run; guard.run() begins another"
-    raise BudgetExceeded(RefusalDetails(reason="the run is over", way_out=way_out, run_id=run.id, model=model))
 
 
 def missing(card: RateCard, request: Request) -> str | None:

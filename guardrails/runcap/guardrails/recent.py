@@ -34,6 +34,11 @@ class Recent(Generic[K, V]):
             while len(self._entries) > self._size:
                 del self._entries[next(iter(self._entries))]
 
+    def keep(self, key: K, value: V) -> V:
+        """`put`, and give the value back."""
+        self.put(key, value)
+        return value
+
     def renew(self, key: K, value: V) -> None:
         """Keep a value, as the most recent also where the key is known; who reads meanwhile may miss it."""
         with self._lock:

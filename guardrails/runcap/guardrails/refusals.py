@@ -29,10 +29,16 @@ def refused(refusal: Refusal, model: str | None, *, in_vain: bool = False) -> Re
         way_out += ", or allow a longer Budget(max_wait=...)" if in_vain else ""
         reason = "budget busy, waited in vain" if in_vain else "budget busy"
         return BudgetBusy(details(reason, refusal, refusal.unit, way_out, model))
-    return BudgetExceeded(details("budget exceeded", refusal, refusal.unit, _more(refusal.unit), model))
+    return BudgetExceeded(
+        details("budget exceeded", refusal, refusal.unit, _more(refusal.unit, refusal.account), model)
+    )
 
 
-def _more(unit: str) -> str:
+def _more(unit: str, account: Account) -> str:
+    if account.scope != "run":
+        until = next((f" the next {per}" for per in ("day", "month") if f"/{per}/" in account.id), "")
+        wait = f", or wait for{until}" if until else ""
+        return f'The way out: a larger Limit("{account.scope}", {unit}=...){wait}'
     return f'The way out: a larger Budget({unit}=...), or run.top_up({unit}=...) inside "with guard.run() as run:"'
 
 
@@ -42,7 +48,7 @@ def _stopped(refusal: Refusal, model: str | None) -> Refused:
         return BudgetExceeded(details("call already ended", refusal, None, "Its id was released before it came", model))
     if reason.startswith(CAP_PREFIX):
         unit = reason.removeprefix(CAP_PREFIX)
-        return BudgetExceeded(details("budget exceeded before", refusal, unit, _more(unit), model))
+        return BudgetExceeded(details("budget exceeded before", refusal, unit, _more(unit, refusal.account), model))
     if reason.startswith(LOOP_PREFIX):
         return loop_halted(refusal.account, reason, model)
     return BudgetExceeded(details(f"run stopped: {reason}", refusal, None, "run.top_up(...) lets it go on", model))
@@ -101,7 +107,7 @@ def cut_short(balance: Balance, account: Account, output_cap: int | None, model:
     """The error for an answer that was cut inside a tool call: paid for, and of no use."""
     capped = next((UNITS[unit] for unit in range(HELD_UNITS) if balance.caps[unit] is not None), None)
     what = "what is left of the budget" if output_cap is None else f"the {output_cap:,} output tokens left to it"
-    way_out = _more(capped) if capped else "Let the run go on"
+    way_out = _more(capped, account) if capped else "Let the run go on"
     numbers = unit_numbers(balance, Amounts(), capped) if capped else {}
     return BudgetExceeded(
         RefusalDetails(
@@ -117,8 +123,8 @@ def cut_short(balance: Balance, account: Account, output_cap: int | None, model:
 
 
 def account_name(account: Account) -> str:
-    """The id people know: the run's own, without the account's prefix."""
-    return account.id.partition(":")[2]
+    """The id people know: the run's own, or the limited tag's value and window."""
+    return account.id.partition(":")[2].removeprefix(f"{account.scope}=")
 
 
 def unavailable(account: Account, error: LedgerError, model: str | None = None) -> LedgerUnavailable:

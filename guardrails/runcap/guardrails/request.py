@@ -20,6 +20,7 @@ class Request:
     call cost more than its text and caps say. `audio` is True where it asks for an answer in audio, `regional` where it
     asks to be served in one region, at the provider's surcharge. `may_clamp` is True where the adapter can set the
     output cap of this very call, and `thinking_tokens` what of the output the model may think away before it answers.
+    `attempt` counts the tries of one call, from 1.
     `parent_id` names the agent or tool around the call, for the sinks; `purpose` says what the call is to its run.
     """
 
@@ -39,6 +40,7 @@ class Request:
     regional: bool = False
     may_clamp: bool = False
     thinking_tokens: int = 0
+    attempt: int = 1
     parent_id: str | None = None
     purpose: Purpose = ANY
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import logging
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from contextvars import ContextVar
 from decimal import Decimal
 from types import TracebackType
@@ -13,15 +17,20 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 from .amounts import UNITS, ZERO, Amounts
 from .budget import Budget, OnBreach
 from .course import Course
+from .errors import Refused
 from .events import BudgetWarned, RunInfo, RunToppedUp
-from .ledger import Account, Balance
+from .ledger import Account, Balance, LedgerError
 from .money import Money, to_usd
+from .offload import until
+from .refusals import unavailable
 from .tally import NO_USAGE, Tally
 from .topups import check_top_up
 from .usage import Usage
 
 if TYPE_CHECKING:
     from .guard import Guard
+
+_log = logging.getLogger("runcap")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,6 +67,10 @@ class Run:
         self._stopping = False
         self._paused: float | None = None
         self._verdict: str | None = None
+        self._unbooked: deque[Callable[[], None]] = deque()
+        self._account_open = [True]  # popping is atomic: whoever pops closes it
+        self._account_closing: Future[None] | None = None
+        self._telling_stop: Future[None] | None = None
         self._warned: dict[tuple[str, float], object] = {}
         self._tally = Tally()
         self._chain: tuple[Run, ...] = (self, *(parent.outward() if parent else ()))
@@ -113,9 +126,17 @@ class Run:
 
     @property
     def balance(self) -> Balance:
-        """Every figure at this instant, in integers."""
+        """Every figure at this instant, in integers.
+
+        With a ledger that does I/O, code that runs on an event loop gets them as of the last call of this process.
+        """
         self._guard.calls.drain()
-        return self._final or self._guard.ledger.balance(self.accounts[0].id)
+        return self._final or self._guard.balance_of(self.accounts[0].id)
+
+    @property
+    def seen(self) -> Balance:
+        """The balance as this process saw it last: never any I/O."""
+        return self._final or self._guard.ledger.peek(self.accounts[0].id)
 
     @property
     def spent_usd(self) -> Decimal | None:
@@ -222,6 +243,9 @@ class Run:
         Calls in flight still settle; streams of guarded models end early, with what has come.
         """
         self._stopping = True
+        self._telling_stop = self._guard.off_loop(functools.partial(self._stop, reason))
+
+    def _stop(self, reason: str) -> None:
         self._guard.ledger.stop(self.accounts[0].id, reason)
         self.tell_if_stopped()
         self._guard.room.wake(self.accounts[0].id)
@@ -233,11 +257,16 @@ class Run:
 
     def succeed(self) -> None:
         """Record that the task was done, for cost per successful task."""
-        self._verdict = "succeeded"
+        self._judge("succeeded")
 
     def fail(self, reason: str = "") -> None:
         """Record that the task was not done."""
-        self._verdict = f"failed: {reason}" if reason else "failed"
+        self._judge(f"failed: {reason}" if reason else "failed")
+
+    def _judge(self, verdict: str) -> None:
+        self._verdict = verdict
+        if self._guard.ledger.lasting:
+            self._guard.off_loop(functools.partial(self._guard.ledger.judge, self.id, verdict))
 
     def bind(self, function: Callable[P, R]) -> Callable[P, R]:
         """`function`, carried into this run wherever it is called: raw threads and executors lose the context."""
@@ -274,11 +303,16 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.__exit__(kind, error, tb)
+        await until(self._account_closing)
 
     @property
     def ended(self) -> bool:
         """The run is over; no call can join it."""
         return self._ended
+
+    def is_limited_by(self, refused: Refused) -> bool:
+        """A limit of its guard was the cause."""
+        return refused.scope in self._guard.limits.scopes
 
     def outward(self) -> tuple[Run, ...]:
         """This run and the runs around it, inside out."""
@@ -343,7 +377,7 @@ class Run:
 
     def tell_if_stopped(self) -> None:
         """Emit `RunStopped`, once, if the run was stopped: by its cap, by `stop()`, or in another process."""
-        reason = self.balance.stopped
+        reason = self.seen.stopped
         if reason is not None and self._first(("stopped", 0.0)):
             self._guard.stopped(self, reason)
 
@@ -362,18 +396,58 @@ class Run:
 
     def close_when_idle(self) -> None:
         """Free the ledger's account once nothing is in flight, keeping the last balance here."""
-        if not self._ended or self._final is not None or self._guard.ledger.balance(self.accounts[0].id).in_flight:
+        if not self._ended or self._final is not None or self._guard.ledger.peek(self.accounts[0].id).in_flight:
             return
-        self._final = self._guard.ledger.close(self.accounts[0].id)
-        if self._final is None:
-            self._guard.calls.defer(self.close_when_idle)
+        try:
+            self._account_open.pop()
+        except IndexError:
+            return
+        self._account_closing = self._guard.off_loop(self._close_account)
 
     def turn_away(self) -> None:
-        """A call was granted while the run ended: whatever account that left behind goes again."""
+        """A call was granted while the run ended: whatever account that left behind goes again. May block."""
         if self._final is None:
             self.close_when_idle()
         elif not self._guard.ledger.balance(self.accounts[0].id).in_flight:
             self._guard.ledger.close(self.accounts[0].id)
+
+    def before_next(self, action: Callable[[], None]) -> None:
+        """Something has to be booked before its next call; now, unless that would block a loop."""
+        self._unbooked.append(action)
+        if not self._guard.ledger.blocking:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Book what has to be booked before its next call. May block.
+
+        Raises:
+            LedgerUnavailable: the ledger did not answer.
+        """
+        while self._unbooked:
+            try:
+                self._unbooked[0]()
+                self._unbooked.popleft()
+            except LedgerError as error:
+                raise unavailable(self.accounts[0], error) from error
+
+    async def acatch_up(self) -> None:
+        """`catch_up`, without blocking the loop; and a stop is told before the next call asks."""
+        for run in self._chain:
+            await until(run._telling_stop)  # noqa: SLF001 - other runs
+        if self._unbooked:
+            await asyncio.to_thread(self.catch_up)
+
+    def _close_account(self) -> None:
+        account_id, ledger = self.accounts[0].id, self._guard.ledger
+        self._final = ledger.peek(account_id)  # until it is known for good: the account is gone before that is said
+        try:
+            self._final = ledger.close(account_id)
+        except LedgerError as error:
+            _log.warning("runcap: the account of a run that is over stays in the ledger: %s", error)
+            return
+        if self._final is None:
+            self._account_open.append(True)
+            self._guard.calls.defer(self.close_when_idle)
 
     def _top_up_key(self, key: str | None) -> str:
         if self._ended:
@@ -389,7 +463,7 @@ class Run:
             self._warned.clear()
             self.course.begin_anew(key, extra)
             self._guard.room.wake(self.accounts[0].id)
-            event = RunToppedUp(time_ns=self._guard.clock.time_ns(), run=self.info, key=key, balance=self.balance)
+            event = RunToppedUp(time_ns=self._guard.clock.time_ns(), run=self.info, key=key, balance=self.seen)
             self._guard.emit(event)
         return done
 

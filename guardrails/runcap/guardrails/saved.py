@@ -25,7 +25,7 @@ class SavedRun(NamedTuple):
     @classmethod
     def of(cls, run: Run, keeper: str = "") -> SavedRun:
         """A run as it stands. What is in flight counts as unknown: nobody will settle it where the run is restored."""
-        balance = run.balance
+        balance = run.seen
         return cls(run.id, balance.spent, balance.unknown.plus(balance.held), dict(run.course.top_ups), keeper)
 
 

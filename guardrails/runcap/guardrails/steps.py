@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .clock import Clock
-from .ledger import Account, Grant, Ledger, LedgerError, Offer, Refusal
+from .ledger import About, Account, Grant, Ledger, LedgerError, Offer, Refusal
 from .waiting import TaskWaiter, ThreadWaiter, WaitingRoom
 
 T = TypeVar("T")
@@ -67,14 +67,15 @@ class Ask:
     call_id: str
     offers: tuple[Offer, ...]
     accounts: tuple[Account, ...]
+    about: About | None = None
 
     def apply(self, ledger: Ledger) -> Grant | Refusal:
         """See `Ledger.reserve`."""
-        return ledger.reserve(self.call_id, self.offers, self.accounts)
+        return ledger.reserve(self.call_id, self.offers, self.accounts, self.about)
 
     async def aapply(self, ledger: Ledger) -> Grant | Refusal:
         """See `Ledger.reserve`."""
-        return await ledger.areserve(self.call_id, self.offers, self.accounts)
+        return await ledger.areserve(self.call_id, self.offers, self.accounts, self.about)
 
 
 @dataclass(frozen=True, slots=True)

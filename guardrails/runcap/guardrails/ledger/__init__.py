@@ -2,8 +2,12 @@
 
 from .base import Account, Balance, Grant, Ledger, LedgerError, Offer, Refusal, Settlement
 from .memory import MemoryLedger
+from .records import About, Outcome, UsageRecord
+from .sqlite import SQLiteLedger
+from .unknowns import UnknownCall
 
 __all__ = [
+    "About",
     "Account",
     "Balance",
     "Grant",
@@ -11,6 +15,10 @@ __all__ = [
     "LedgerError",
     "MemoryLedger",
     "Offer",
+    "Outcome",
     "Refusal",
+    "SQLiteLedger",
     "Settlement",
+    "UnknownCall",
+    "UsageRecord",
 ]

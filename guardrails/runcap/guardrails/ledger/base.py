@@ -188,6 +188,10 @@ class Ledger(Protocol):
         """
         ...
 
+    async def aready(self) -> None:
+        """Have what `now_ns` needs, so that it does no I/O."""
+        ...
+
     async def areserve(
         self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...], about: About | None = None
     ) -> Grant | Refusal:

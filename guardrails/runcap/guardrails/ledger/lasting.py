@@ -240,8 +240,7 @@ class Lasting(ABC):
             self._outbox.append(partial(self._book, ending))
             return None
         try:
-            if self._outbox:
-                self._flush()
+            self._flush()
             return self._book(ending)
         except LedgerError:
             self._outbox.append(partial(self._book, ending))

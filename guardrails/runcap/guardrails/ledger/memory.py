@@ -102,6 +102,9 @@ class MemoryLedger:
         with self._lock:
             return None if self._busy else self._locked(self._close, account_id)
 
+    async def aready(self) -> None:
+        """See `Ledger.aready`; nothing is needed."""
+
     async def areserve(
         self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...], about: About | None = None
     ) -> Grant | Refusal:

@@ -42,8 +42,8 @@ class Breach:
         self._guard = guard
 
     def how(self, run: Run, refused: Refused) -> OnBreach:
-        """What to do about a refusal: only a cap of this run, or a loop in it, is a breach."""
-        capped = _capped(run, refused)
+        """What to do about a refusal: only a cap of this run, a limit on it, or a loop in it is a breach."""
+        capped = run if run.is_limited_by(refused) else _capped(run, refused)
         if capped is None or (refused.unit is None and not isinstance(refused, LoopHalted)):
             return "raise"
         if capped.on_breach == "ask" and not self._may_ask(run, refused):
@@ -51,11 +51,12 @@ class Breach:
         return capped.on_breach
 
     def _may_ask(self, run: Run, refused: Refused) -> bool:
-        return refused.unit != "seconds" and not run.course.declined and asking.can_interrupt()
+        own = refused.scope == "run"  # to add to the run's caps would not help against a limit
+        return own and refused.unit != "seconds" and not run.course.declined and asking.can_interrupt()
 
     def hinting(self, run: Run, refused: Refused) -> Refused:
         """The refusal, with what kept it from being a question."""
-        asks = run.on_breach == "ask" and refused.unit != "seconds"
+        asks = run.on_breach == "ask" and refused.unit != "seconds" and refused.scope == "run"
         return refused.hinting(_NO_CHECKPOINTS) if asks and not asking.can_interrupt() else refused
 
     def finish(

@@ -64,9 +64,13 @@ class GuardedCalls:
                 result = await self.base._agenerate(view, messages, **kwargs)  # noqa: SLF001 - what is guarded
             except BaseException as error:  # noqa: BLE001 - delay() raises it again
                 call.failed(permit, error)
+                await permit.booked()
                 await self.guard.clock.asleep(call.delay(error))
             else:
-                return finish(self.guard, permit, result)
+                try:
+                    return finish(self.guard, permit, result)
+                finally:
+                    await permit.booked()
 
     def stream(self, model: BaseChatModel, messages: list[BaseMessage], asked: Asked) -> Iterator[ChatGenerationChunk]:
         """See `BaseChatModel._stream`."""
@@ -111,11 +115,15 @@ class GuardedCalls:
                         break
             except BaseException as error:
                 reader.failed(error)
+                await permit.booked()
                 if reader.began:
                     raise
                 await self.guard.clock.asleep(call.delay(error))
             else:
-                reader.finish()
+                try:
+                    reader.finish()
+                finally:
+                    await permit.booked()
                 return
 
 
@@ -222,7 +230,9 @@ class _Call:
         walks: Walks = run.notes.get(Walks) or run.notes.setdefault(Walks, Walks())
         self._walk = walks.walk(self._sketch.base, self._messages, self._guard.measured)
         shown = self._parent.shown() if self._parent is not None else None
-        return self._sketch.request(self._walk, call_id=self._call_id, parent_id=shown, purpose=self._purpose)
+        request = self._sketch.request(self._walk, call_id=self._call_id, parent_id=shown, purpose=self._purpose)
+        request.attempt = self._attempt + 1
+        return request
 
     def _renewer(self, run: Run) -> Any:
         return lambda: self._describe(run)

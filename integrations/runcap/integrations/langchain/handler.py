@@ -18,6 +18,7 @@ from runcap.guardrails.run import Run
 
 from .attachment import Attachment, Marked, check_guard
 from .failures import outcome
+from .inline import is_inline
 from .quiet import is_start_of_text_llm
 from .scope import goes_on
 from .settling import size_of, size_of_chunk
@@ -67,8 +68,10 @@ class BudgetCallbackHandler(BaseCallbackHandler):
 
     @property
     def run_inline(self) -> bool:  # type: ignore[override]
-        """True while the ledger does no I/O: the hooks then run on the loop itself, in the call's own task."""
-        return not is_start_of_text_llm() and not self.guard.ledger.blocking
+        """True where the hook does no I/O: it then runs on the loop itself, in the call's own task."""
+        if is_start_of_text_llm():
+            return False
+        return not self.guard.ledger.blocking or is_inline(guard=self.guard)
 
     @property
     def ignore_retriever(self) -> bool:

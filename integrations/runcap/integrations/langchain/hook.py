@@ -19,6 +19,7 @@ from langchain_core.tracers.context import register_configure_hook
 
 from .attachment import Marked
 from .handler import BudgetCallbackHandler
+from .inline import is_inline
 from .quiet import is_start_of_text_llm
 from .running import node_here
 from .scope import goes_on
@@ -59,8 +60,10 @@ class BudgetHook(BaseCallbackHandler):
 
     @property
     def run_inline(self) -> bool:  # type: ignore[override]
-        """True while no ledger does I/O."""
-        return not is_start_of_text_llm() and not any(one.guard.ledger.blocking for one in self.attached)
+        """True where the hook does no I/O."""
+        if is_start_of_text_llm():
+            return False
+        return not (_blocking or any(one.guard.ledger.blocking for one in self.attached)) or is_inline(guard=None)
 
     @property
     def ignore_llm(self) -> bool:
@@ -186,8 +189,9 @@ _graphs: WeakKeyDictionary[UUID, _Graph] = WeakKeyDictionary()
 _resumed: WeakSet[UUID] = WeakSet()
 
 
-# Those who own the agents they are in.
+# Those who own the agents they are in; and those of them whose ledgers do I/O.
 _middlewares: WeakKeyDictionary[object, BudgetCallbackHandler] = WeakKeyDictionary()
+_blocking: WeakSet[object] = WeakSet()
 
 _AGENT = "langchain_create_agent"
 _FRAMES = 16
@@ -196,6 +200,8 @@ _FRAMES = 16
 def own_agents_with(middleware: object, handler: BudgetCallbackHandler) -> None:
     """Every agent with this middleware belongs to this handler's guard, from its start."""
     _middlewares[middleware] = handler
+    if handler.guard.ledger.blocking:
+        _blocking.add(middleware)
 
 
 def _middleware_of_caller() -> _Handlers:

@@ -64,7 +64,7 @@ class Ladder:
         place.run.course.descend(index if rung is self.rungs[index] else 0, rung.name, tell)
 
     def _share(self, place: Place) -> float:
-        return share_used([self._guard.ledger.balance(account.id) for account in place.run.accounts])
+        return share_used([self._guard.ledger.peek(account.id) for account in place.run.accounts])
 
     def _may_turn(self, messages: Sequence[BaseMessage]) -> bool:
         return self._guard.switch_at == "any" or isinstance(messages[-1] if messages else None, HumanMessage)

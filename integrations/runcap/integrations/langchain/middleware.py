@@ -115,7 +115,11 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         """
         run, node = self._where()
         try:
-            with self._counted(request, run, node) as sighting:
+            with _bubbling():
+                sighting = self._sighted(request, run, node)
+                if _is_new(node):
+                    self.guard.admit_tool(self.guard.new_id(), run, _shown(node))
+            with admitted(self.guard, str(request.tool_call.get("id"))), sighting:
                 return sighting.ended(handler(request))
         except (BudgetExceeded, BudgetBusy, LoopHalted) as refused:
             return _answer(request, run, refused)
@@ -124,7 +128,11 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         """See `wrap_tool_call`."""
         run, node = self._where()
         try:
-            with self._counted(request, run, node) as sighting:
+            with _bubbling():
+                sighting = self._sighted(request, run, node)
+                if _is_new(node):
+                    await self.guard.aadmit_tool(self.guard.new_id(), run, _shown(node))
+            with admitted(self.guard, str(request.tool_call.get("id"))), sighting:
                 return sighting.ended(await handler(request))
         except (BudgetExceeded, BudgetBusy, LoopHalted) as refused:
             return _answer(request, run, refused)
@@ -146,19 +154,12 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         run = self.guard.scope(nodes.run_of(node, metadata_here()))
         return run, node
 
-    @contextmanager
-    def _counted(self, request: Any, run: Run, node: Node | None) -> Iterator[Sighting]:
-        call = request.tool_call
-        call_id, name = call.get("id"), str(call.get("name"))
+    def _sighted(self, request: Any, run: Run, node: Node | None) -> Sighting:
+        call_id, name = request.tool_call.get("id"), str(request.tool_call.get("name"))
         sighting = Sighting(self.guard, run, node, name, None if call_id is None else str(call_id))
-        try:
-            if node is None or not node.replayed:
-                sighting.started(call.get("args"))
-                self.guard.admit_tool(self.guard.new_id(), run, node.shown() if node is not None else None)
-        except Refused as refused:
-            raise bubbling(refused) from None
-        with admitted(self.guard, str(call_id)), sighting:
-            yield sighting
+        if _is_new(node):
+            sighting.started(request.tool_call.get("args"))
+        return sighting
 
     def _guarding(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         given = {one.name: getattr(request, one.name) for one in fields(request)}
@@ -236,11 +237,28 @@ class _Asking(BudgetMiddleware):
         return self._attachment.nodes.go_on(owner, run, saved)
 
 
+@contextmanager
+def _bubbling() -> Iterator[None]:
+    try:
+        yield
+    except Refused as refused:
+        raise bubbling(refused) from None
+
+
+def _is_new(node: Node | None) -> bool:
+    """A tool call that is made once more as its graph goes on was counted before."""
+    return node is None or not node.replayed
+
+
+def _shown(node: Node | None) -> str | None:
+    return node.shown() if node is not None else None
+
+
 def _answer(request: Any, run: Run, refused: Refused) -> ToolMessage:
     """A ToolMessage in place of the tool's, where the run is over anyway: its next model call says so aloud."""
     finishes = run.on_breach == "finish"
     busy = isinstance(refused, BudgetBusy)
-    over = finishes if busy else run.stopped is not None or refused.unit == "seconds"
+    over = finishes if busy else run.seen.stopped is not None or refused.unit == "seconds"
     passed_off = getattr(request.tool, "return_direct", False) and not finishes
     if passed_off or not over:
         raise refused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from uuid import UUID
 from weakref import ref
@@ -124,7 +125,7 @@ class Nodes:
             if owner.run is not blank and owner.run is not None:
                 return owner.run  # parallel branches are resumed at once
             run = self._guard.open_run(tags=blank.tags, conversation_id=blank.info.conversation_id, saved=saved)
-            carry_over(saved, blank, self._guard.ledger)
+            run.before_next(partial(carry_over, saved, blank, self._guard.ledger))
             for node in (owner, *below(owner)):
                 if node.run is blank:
                     node.run = run
@@ -135,7 +136,7 @@ class Nodes:
     def catch_up(self, run: Run, saved: SavedRun) -> None:
         """The same run, kept elsewhere later than what it was restored from here: a sub-agent's record, as a rule."""
         with self._beginning:
-            catch_up(saved, run, self._guard.ledger)
+            run.before_next(partial(catch_up, saved, run, self._guard.ledger))
 
     def end_tool(self, key: str, output: object) -> None:
         """A tool ended with this output."""
@@ -237,6 +238,6 @@ class Nodes:
             self._guard.emit(event)
             return
         ended = AgentEnded(
-            time_ns=now, run=run.info, node_id=node.id, outcome=how, balance=run.balance, error_type=error_type
+            time_ns=now, run=run.info, node_id=node.id, outcome=how, balance=run.seen, error_type=error_type
         )
         self._guard.emit(ended)

@@ -1,0 +1,376 @@
+"""A ledger in one SQLite file: any number of processes of one machine, and it is there after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Literal, ParamSpec, TypeVar
+
+from ..amounts import ZERO, Amounts
+from ..clock import Clock
+from . import sqlite_rows as rows
+from .base import Account, Balance, Grant, LedgerError, Offer, Refusal, Settlement
+from .lasting import DEAD_AFTER, HEARTBEAT, Ending, Lasting, check_seconds
+from .records import About, Outcome, UsageRecord
+from .sqlite_file import File
+from .sqlite_rows import Hold, Row
+from .state import decide
+from .timekeeper import elapsed_ns
+from .unknowns import UnknownCall
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Synchronous = Literal["FULL", "NORMAL"]
+
+TIMEOUT = 10.0
+"""Seconds an operation waits for other processes at most."""
+
+_TOMBSTONES = 65_536
+_PAGE = 1_000
+_FOREVER_NS = 2**63 - 1
+
+_KNOWN = """SELECT EXISTS (SELECT 1 FROM holds WHERE call_id = ?1),
+  EXISTS (SELECT 1 FROM tombstones WHERE call_id = ?1)"""
+_FORGET = "DELETE FROM tombstones WHERE call_id IN (SELECT call_id FROM tombstones ORDER BY at_ns LIMIT ?)"
+
+
+class SQLiteLedger(Lasting):
+    """See `Ledger`. One file, one transaction for each step, in write-ahead logging.
+
+    Args:
+        path: the file; made where there is none. It has to be on a local disk: SQLite's locks do not hold on network
+            file systems (`RedisLedger` is for more than one machine).
+        synchronous: `"FULL"` waits for the disk at each step, so that nothing is lost even when the power fails.
+            `"NORMAL"` is faster and loses nothing when a process dies, but what was written in the last moments
+            before a power failure may be gone, and with it what they had spent of a cap.
+        timeout: seconds to wait for other processes, before a call is refused because its cap cannot be checked.
+        heartbeat: seconds between two signs of life of a process that uses the file; None for none but `beat()`.
+        dead_after: seconds of silence after which a process counts as dead; its holds are unknown from then on.
+        clock: where time comes from.
+
+    Raises:
+        LedgerError: the file is no ledger, a newer one, or cannot be written.
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        synchronous: Synchronous = "FULL",
+        timeout: float = TIMEOUT,
+        heartbeat: float | None = HEARTBEAT,
+        dead_after: float = DEAD_AFTER,
+        clock: Clock | None = None,
+    ) -> None:
+        check_seconds("timeout", timeout)
+        if synchronous not in ("FULL", "NORMAL"):
+            raise ValueError(f'synchronous must be "FULL" or "NORMAL", got {synchronous!r}')
+        self._file = File(_checked(path), synchronous, timeout)
+        self._pool: ThreadPoolExecutor | None = None
+        self._last_beat_ns: int | None = None
+        super().__init__(clock=clock, heartbeat=heartbeat, dead_after=dead_after)
+        with self._file.writing() as connection:  # a file that cannot be written is told of now
+            self._last_entry(connection)
+
+    def __repr__(self) -> str:
+        return f"SQLiteLedger({str(self._file.path)!r})"
+
+    # The sync face
+
+    def reserve(
+        self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...], about: About | None = None
+    ) -> Grant | Refusal:
+        """See `Ledger.reserve`.
+
+        Raises:
+            LedgerError: the file could not be written in time.
+        """
+        self._flush()
+        with self._turn(), self._file.writing() as connection:
+            answer = self._reserve(connection, call_id, offers, accounts, about)
+            self._saw((answer.balance,) if isinstance(answer, Refusal) else answer.balances)
+        self._heart.start()
+        return answer
+
+    def top_up(self, account_id: str, key: str, extra: Amounts) -> bool:
+        """See `Ledger.top_up`.
+
+        Raises:
+            LedgerError: the file could not be written in time.
+        """
+        with self._turn(), self._file.writing() as connection:
+            row = rows.row_of(connection, account_id) or rows.open_row(connection, account_id)
+            insert = "INSERT OR IGNORE INTO top_ups VALUES (?, ?, ?, ?, ?, ?, ?)"
+            if not connection.execute(insert, (row.n, key, *extra, self._time_ns())).rowcount:
+                return False
+            row.top_up(extra)
+            rows.write_row(connection, row)
+            self._saw((row.balance(),))
+            return True
+
+    def stop(self, account_id: str, reason: str) -> None:
+        """See `Ledger.stop`.
+
+        Raises:
+            LedgerError: the file could not be written in time.
+        """
+        with self._turn(), self._file.writing() as connection:
+            row = rows.row_of(connection, account_id) or rows.open_row(connection, account_id)
+            row.stopped = row.stopped or reason
+            rows.write_row(connection, row)
+            self._saw((row.balance(),))
+
+    def balance(self, account_id: str) -> Balance:
+        """See `Ledger.balance`.
+
+        Raises:
+            LedgerError: the file could not be read in time.
+        """
+        if self._interrupts():
+            return self.peek(account_id)
+        with self._turn(), self._file.reading() as connection:
+            row = rows.row_of(connection, account_id)
+            balance = Balance(account_id) if row is None else row.balance()
+            self._saw((balance,))
+            return balance
+
+    def close(self, account_id: str) -> Balance | None:
+        """See `Ledger.close`.
+
+        Raises:
+            LedgerError: the file could not be written in time.
+        """
+        if self._interrupts():
+            return None
+        with self._turn(), self._file.writing() as connection:
+            row = rows.row_of(connection, account_id)
+            if row is None:
+                return Balance(account_id)
+            connection.execute("DELETE FROM top_ups WHERE account = ?", (row.n,))
+            connection.execute("DELETE FROM accounts WHERE n = ?", (row.n,))
+            self._saw((Balance(account_id),))
+            return row.balance()
+
+    def now_ns(self, clock: Clock) -> int:
+        """See `Ledger.now_ns`: the machine's clock, unless it jumped, or lies before the last entry of the file."""
+        return self._timekeeper.check(clock.time_ns(), elapsed_ns())
+
+    def unknowns(self) -> list[UnknownCall]:
+        """See `Lasting.unknowns`."""
+        with self._turn(), self._file.reading() as connection:
+            return [rows.unknown_call(connection, hold) for hold in rows.holds_of(connection, "unknown")]
+
+    def records(
+        self,
+        *,
+        run_id: str | None = None,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        all: bool = False,
+    ) -> Iterator[UsageRecord]:
+        """See `Lasting.records`. Read a page at a time, so that nobody waits for whoever reads them."""
+        after, begin, end = 0, since_ns or 0, _FOREVER_NS if until_ns is None else until_ns
+        while True:
+            with self._turn(), self._file.reading() as connection:
+                page = rows.usage_page(
+                    connection, after, _PAGE, run_id=run_id, since_ns=begin, until_ns=end, every_revision=all
+                )
+            for after, record in page:  # noqa: B007 - where the next page begins
+                yield record
+            if len(page) < _PAGE:
+                return
+
+    # The async face
+
+    async def aready(self) -> None:
+        """See `Ledger.aready`; nothing is needed."""
+
+    async def areserve(
+        self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...], about: About | None = None
+    ) -> Grant | Refusal:
+        """See `Ledger.reserve`; on a thread of the ledger's own."""
+        return await self._elsewhere(self.reserve, call_id, offers, accounts, about)
+
+    async def asettle(
+        self, call_id: str, charge: Amounts, unknown: Amounts = ZERO, outcome: Outcome | None = None
+    ) -> Settlement | None:
+        """See `Ledger.settle`; on a thread of the ledger's own, and also where whoever asked is cancelled."""
+        return await self._elsewhere(self.settle, call_id, charge, unknown, outcome)
+
+    async def arelease(self, call_id: str, outcome: Outcome | None = None) -> Settlement | None:
+        """See `Ledger.release`; as `asettle`."""
+        return await self._elsewhere(self.release, call_id, outcome)
+
+    async def atop_up(self, account_id: str, key: str, extra: Amounts) -> bool:
+        """See `Ledger.top_up`; on a thread of the ledger's own."""
+        return await self._elsewhere(self.top_up, account_id, key, extra)
+
+    async def astop(self, account_id: str, reason: str) -> None:
+        """See `Ledger.stop`; on a thread of the ledger's own."""
+        await self._elsewhere(self.stop, account_id, reason)
+
+    async def abalance(self, account_id: str) -> Balance:
+        """See `Ledger.balance`; on a thread of the ledger's own."""
+        return await self._elsewhere(self.balance, account_id)
+
+    # Inside
+
+    async def _elsewhere(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        self._check_fork()
+        if self._pool is None:  # one thread: the file takes one writer at a time anyway
+            self._pool = ThreadPoolExecutor(1, "runcap-sqlite")
+        done = asyncio.get_running_loop().run_in_executor(self._pool, partial(operation, *args, **kwargs))
+        return await asyncio.shield(done)
+
+    def _reserve(
+        self,
+        connection: sqlite3.Connection,
+        call_id: str,
+        offers: tuple[Offer, ...],
+        accounts: tuple[Account, ...],
+        about: About | None,
+    ) -> Grant | Refusal:
+        now = self._time_ns()
+        self._beat_if_due(connection, now)
+        held, dead = connection.execute(_KNOWN, (call_id,)).fetchone()
+        states = rows.rows_of(connection, accounts)
+        if held:
+            return _granted_before(connection, call_id, states)
+        answer = decide(call_id, offers, accounts, states, dead=bool(dead))
+        if isinstance(answer, Refusal):
+            return answer
+        index, amount = answer
+        expected = offers[index].expected
+        for state in states:
+            state.hold(amount, expected)
+            rows.write_row(connection, state)
+        if amount[0] or amount[1]:
+            charged_to = [(state.n, state.id) for state in states]
+            note = None if about is None else about.to_json()
+            hold = Hold(call_id, self.owner, "held", index, amount, expected, ZERO, ZERO, now, 0, charged_to, note)
+            rows.write_hold(connection, hold)
+        return Grant(call_id, index, amount, tuple([state.balance() for state in states]))
+
+    def _book(self, ending: Ending) -> Settlement | None:
+        with self._turn(), self._file.writing() as connection:
+            hold = rows.hold_of(connection, ending.call_id)
+            if hold is None:
+                if ending.charge is None:
+                    self._bury_early(connection, ending.call_id)
+                return None
+            settlement = self._settle(connection, hold, ending.charge or ZERO, ending.unknown, ending.outcome)
+            self._saw(settlement.balances)
+            return settlement
+
+    def _settle(
+        self, connection: sqlite3.Connection, hold: Hold, charge: Amounts, unknown: Amounts, outcome: Outcome | None
+    ) -> Settlement:
+        charged_to = rows.charged_rows(connection, hold)
+        nano, tokens = charge[0] - hold.charged[0], charge[1] - hold.charged[1]
+        for row in charged_to:
+            if hold.state == "held":
+                row.land(hold.amount, hold.expected)
+            row.charge(nano, tokens)
+            row.unknown = row.unknown.plus(unknown).minus(hold.unknown)
+            rows.write_row(connection, row)
+        if any(unknown):
+            left = hold._replace(state="unknown", charged=charge, unknown=unknown, revision=hold.revision + 1)
+            rows.write_hold(connection, left)
+        else:
+            connection.execute("DELETE FROM holds WHERE call_id = ?", (hold.call_id,))
+        if outcome is not None:
+            rows.append_usage(connection, hold.call_id, hold.revision, self._time_ns(), outcome, unknown)
+        return Settlement(hold.call_id, charge, unknown, tuple([row.balance() for row in charged_to]))
+
+    def _bury_early(self, connection: sqlite3.Connection, call_id: str) -> None:
+        now = self._time_ns()
+        connection.execute("INSERT OR IGNORE INTO tombstones VALUES (?, ?)", (call_id, now))
+        [count] = connection.execute("SELECT count(*) FROM tombstones").fetchone()
+        if count > _TOMBSTONES:
+            connection.execute(_FORGET, (count - _TOMBSTONES // 2,))
+
+    def _beat(self) -> None:
+        with self._turn(), self._file.writing() as connection:
+            self._write_beat(connection, self._time_ns())
+
+    def _beat_if_due(self, connection: sqlite3.Connection, now: int) -> None:
+        last = self._last_beat_ns
+        if last is None or abs(now - last) > self._dead_after_ns // 4:
+            self._write_beat(connection, now)
+
+    def _write_beat(self, connection: sqlite3.Connection, now: int) -> None:
+        values = (self.owner, socket.gethostname(), os.getpid(), now)
+        connection.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)", values)
+        self._last_beat_ns = now
+
+    def _bury(self) -> int:
+        with self._turn(), self._file.reading() as connection:
+            if not self._of_the_dead(connection):
+                return 0
+        with self._turn(), self._file.writing() as connection:
+            holds = self._of_the_dead(connection)
+            for hold in holds:
+                outcome = Outcome(About.from_json(hold.about), "unknown", resolved_by="owner died")
+                self._settle(connection, hold, ZERO, hold.amount.held_part(), outcome if hold.about else None)
+            for owner in {hold.owner for hold in holds}:
+                connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
+            return len(holds)
+
+    def _of_the_dead(self, connection: sqlite3.Connection) -> list[Hold]:
+        now, alive = self._time_ns(), dict(connection.execute("SELECT id, beat_ns FROM owners").fetchall())
+        # A beat in the future is no sign of life either: the clock went back.
+        silent = [hold for hold in rows.holds_of(connection, "held") if hold.owner != self.owner]
+        return [hold for hold in silent if abs(now - alive.get(hold.owner, 0)) > self._dead_after_ns]
+
+    def _judge(self, run_id: str, verdict: str) -> None:
+        with self._turn(), self._file.writing() as connection:
+            values = (run_id, verdict, self._time_ns())
+            connection.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", values)
+
+    def _last_entry(self, connection: sqlite3.Connection) -> None:
+        last = connection.execute("SELECT ended_ns FROM usage ORDER BY n DESC LIMIT 1").fetchone()
+        if last is not None:
+            self._timekeeper.saw(last[0])
+
+    def _disconnect(self) -> None:
+        if os.getpid() != self._pid:
+            self._pool = None
+            self._last_beat_ns = None
+            self._file.abandon()
+            return
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
+        self._retire()
+        self._file.close()
+
+    def _retire(self) -> None:
+        self._last_beat_ns = None
+        try:
+            with self._turn(), self._file.writing() as connection:
+                connection.execute("DELETE FROM owners WHERE id = ?", (self.owner,))
+        except LedgerError:
+            return  # it falls silent, which says the same a little later
+
+
+def _granted_before(connection: sqlite3.Connection, call_id: str, states: list[Row]) -> Grant:
+    hold = rows.hold_of(connection, call_id)
+    if hold is None:
+        raise LedgerError(f"the hold of call {call_id} is gone")
+    return Grant(call_id, hold.offer, hold.amount, tuple([state.balance() for state in states]))
+
+
+def _checked(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f'SQLiteLedger takes a path, e.g. SQLiteLedger("budget.db"); got {path!r}')
+    if not str(path) or str(path) == ":memory:":
+        raise ValueError(f"SQLiteLedger takes the path of a file, got {str(path)!r}: MemoryLedger() keeps none")
+    return Path(path)

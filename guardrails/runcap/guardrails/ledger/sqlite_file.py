@@ -1,0 +1,116 @@
+"""The file of a `SQLiteLedger`: one connection a process, one transaction at a time, errors that say what to do."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .base import LedgerError
+from .sqlite_schema import prepare
+
+
+class File:
+    """A connection to the file, opened when it is needed. Safe across threads; not to be used across a fork."""
+
+    def __init__(self, path: Path, synchronous: str, timeout: float) -> None:
+        self.path = path
+        self._synchronous = synchronous
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._open_here: list[sqlite3.Connection] = []
+        weakref.finalize(self, _close, self._open_here, os.getpid())
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for as long as nobody else of this process uses it.
+
+        Raises:
+            LedgerError: the file could not be read.
+        """
+        if not self._lock.acquire(timeout=self._timeout):
+            raise LedgerError(f"{self.path} was in use by this process for more than {self._timeout:g} s")
+        try:
+            yield self._open_here[0] if self._open_here else self._open()
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction: all of it is written, or nothing.
+
+        Raises:
+            LedgerError: it could not be written.
+        """
+        with self.reading() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # a full disk has rolled back already
+                    connection.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            _close(self._open_here, os.getpid())
+
+    def abandon(self) -> None:
+        """In a forked child: forget the parent's connection, which may be in the middle of something."""
+        self._lock = threading.Lock()
+        # Never closed, nor freed: SQLite would write to the file for the last time, in the parent's place.
+        _abandoned.extend(self._open_here)
+        self._open_here = []
+        weakref.finalize(self, _close, self._open_here, os.getpid())
+
+    def _open(self) -> sqlite3.Connection:
+        if not self.path.parent.is_dir():
+            raise LedgerError(f"{self.path.parent} is no folder: make it, or give SQLiteLedger another path")
+        connection = sqlite3.connect(
+            self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False, cached_statements=64
+        )
+        try:
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+            _write_ahead(connection, self.path)
+            prepare(connection, self.path)
+        except BaseException:
+            connection.close()
+            raise
+        self._open_here.append(connection)
+        return connection
+
+    def _explained(self, error: sqlite3.Error) -> LedgerError:
+        text = str(error)
+        way_out = next((hint for sign, hint in _HINTS if sign in text), "")
+        return LedgerError(f"{self.path}: {text}{way_out.format(seconds=f'{self._timeout:g}')}")
+
+
+def _close(connections: list[sqlite3.Connection], pid: int) -> None:
+    while connections and os.getpid() == pid:
+        connections.pop().close()
+
+
+def _write_ahead(connection: sqlite3.Connection, path: Path) -> None:
+    [mode] = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise LedgerError(f"{path} cannot be shared by processes (journal mode {mode}): put it on a local disk")
+
+
+_abandoned: list[sqlite3.Connection] = []
+
+_HINTS = (
+    ("locked", ": another process held it for more than {seconds} s"),
+    ("readonly", ": give this process the right to write the file and its folder"),
+    ("unable to open", ": give this process the right to write the file and its folder"),
+    ("not a database", ": it is no ledger; give SQLiteLedger a path of its own"),
+    ("full", ": make room; nothing that was written before is lost"),
+    ("malformed", ": restore it from a backup; the file is damaged"),
+)

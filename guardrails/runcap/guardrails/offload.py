@@ -1,0 +1,87 @@
+"""Does what would block an event loop on threads of its own: how calls end in async code under a ledger that does I/O.
+
+What is handed over is done whatever becomes of the loop or the task, also while the program ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
+from queue import SimpleQueue
+
+_log = logging.getLogger("runcap")
+
+_THREADS = 4
+_LAST_WORDS = 10.0
+"""Seconds the end of the program waits for what is still to be done."""
+
+_Job = tuple[Callable[[], None], "Future[None]"]
+
+
+class _Workers:
+    """Threads that take jobs from one queue, whose `put` is safe in finalizers."""
+
+    def __init__(self) -> None:
+        self.jobs: SimpleQueue[_Job] = SimpleQueue()
+        self.undone: set[Future[None]] = set()
+        for number in range(_THREADS):
+            threading.Thread(target=self._work, name=f"runcap-ending-{number}", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            action, done = self.jobs.get()
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001 - whoever handed it over is gone
+                _log.warning("runcap: the end of a call could not be booked: %s", type(error).__name__)
+            finally:
+                self.undone.discard(done)
+                with suppress(RuntimeError):  # the loop of whoever waited was closed
+                    done.set_result(None)
+            del action, done
+
+    def finish(self) -> None:
+        """Wait for what is still to be done."""
+        deadline = time.monotonic() + _LAST_WORDS
+        for done in tuple(self.undone):
+            with suppress(TimeoutError):
+                done.result(max(0.0, deadline - time.monotonic()))
+
+
+_workers: dict[int, _Workers] = {}
+_starting = threading.Lock()
+
+
+def start() -> None:
+    """Have the threads ready: a finalizer cannot start them."""
+    pid = os.getpid()
+    if pid not in _workers:
+        with _starting:
+            if pid not in _workers:
+                _workers.clear()  # of the parent, before a fork
+                _workers[pid] = workers = _Workers()
+                atexit.register(workers.finish)
+
+
+def hand_over(action: Callable[[], None]) -> Future[None]:
+    """Have it done on another thread. What it raises is logged."""
+    start()
+    workers, done = _workers[os.getpid()], Future[None]()
+    workers.undone.add(done)
+    workers.jobs.put((partial(copy_context().run, action), done))
+    return done
+
+
+async def until(done: Future[None] | None) -> None:
+    """Wait for something handed over, without blocking the loop. Cancelling the wait does not cancel it."""
+    if done is not None and not done.done():
+        await asyncio.shield(asyncio.wrap_future(done))
