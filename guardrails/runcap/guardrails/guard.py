@@ -207,6 +207,8 @@ class Guard:
         Raises:
             BudgetExceeded: it would be the default run, and the guard was made with `unscoped="refuse"`.
         """
+        while run is not None and run.ended and run.went_on_as is not None:
+            run = run.went_on_as
         if run is not None and not run.ended:
             return run
         for outer in run.outward() if run is not None else ():
@@ -262,9 +264,12 @@ class Guard:
         self.calls.drain()
         run = self.scope(run, request.model)
         try:
-            run.catch_up()
+            run = self._ready(run, request.model)
             plan = Plan(self, request, run, wait=wait and may_block(), renew=renew)
             grant = reserve(plan, self.ledger)
+            if run.ended and run.went_on_as is not None:
+                self.ledger.release(request.call_id)
+                return self.admit(request, run.went_on_as, wait=wait, renew=renew)
             turn_away_late(request.call_id, run, self, request.model)
         except Refused as refused:
             raise self._refused(request.call_id, request.parent_id, run, refused, request) from refused.__cause__
@@ -277,9 +282,12 @@ class Guard:
         self.calls.drain()
         run = self.scope(run, request.model)
         try:
-            await self._aready(run)
+            run = await self._aready(run, request.model)
             plan = Plan(self, request, run, wait=wait, renew=renew)
             grant = await areserve(plan, self.ledger)
+            if run.ended and run.went_on_as is not None:
+                await self._arelease(request.call_id)
+                return await self.aadmit(request, run.went_on_as, wait=wait, renew=renew)
             turn_away_late(request.call_id, run, self, request.model)
         except asyncio.CancelledError:
             # It may have landed, or land yet: a release frees it, or leaves a tombstone for it to land on.
@@ -297,9 +305,12 @@ class Guard:
         """
         run = self.scope(run)
         try:
-            run.catch_up()
+            run = self._ready(run)
             check_clock(run, None)
             grant = reserve(Reservation(call_id, _TOOL_CALL, run.accounts), self.ledger)
+            if run.ended and run.went_on_as is not None:
+                self.admit_tool(f"{call_id}:again", run.went_on_as, parent_id)
+                return
             turn_away_late(call_id, run, self)
         except Refused as refused:
             raise self._refused(call_id, parent_id, run, refused) from refused.__cause__
@@ -309,9 +320,12 @@ class Guard:
         """`admit_tool`, without blocking the loop."""
         run = self.scope(run)
         try:
-            await self._aready(run)
+            run = await self._aready(run)
             check_clock(run, None)
             grant = await areserve(Reservation(call_id, _TOOL_CALL, run.accounts), self.ledger)
+            if run.ended and run.went_on_as is not None:
+                await self.aadmit_tool(f"{call_id}:again", run.went_on_as, parent_id)
+                return
             turn_away_late(call_id, run, self)
         except Refused as refused:
             raise self._refused(call_id, parent_id, run, refused) from refused.__cause__
@@ -365,16 +379,22 @@ class Guard:
         action()
         return None
 
-    async def _aready(self, run: Run) -> None:
+    def _ready(self, run: Run, model: str | None = None) -> Run:
+        """The run to ask for, with its books in order: another may have taken its place."""
+        run.catch_up()
+        return self.scope(run, model)
+
+    async def _aready(self, run: Run, model: str | None = None) -> Run:
+        """`_ready`, without blocking the loop."""
         if not self.ledger.blocking:
-            run.catch_up()
-            return
+            return self._ready(run, model)
         await run.acatch_up()
         if self.limits.windowed:
             try:
                 await self.ledger.aready()
             except LedgerError as error:
                 raise unavailable(run.accounts[0], error) from error
+        return self.scope(run, model)
 
     async def _arelease(self, call_id: str) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -59,6 +60,8 @@ class Run:
         self._guard = guard
         self.parent = parent
         """The run around it that it spends from too."""
+        self.went_on_as: Run | None = None
+        """The run it turned out to be the rest of."""
         self._outer: Run | None = None
         self._entered = False
         self._started = guard.clock.monotonic()
@@ -68,6 +71,7 @@ class Run:
         self._paused: float | None = None
         self._verdict: str | None = None
         self._unbooked: deque[Callable[[], None]] = deque()
+        self._booking = threading.Lock()
         self._account_open = [True]  # popping is atomic: whoever pops closes it
         self._account_closing: Future[None] | None = None
         self._telling_stop: Future[None] | None = None
@@ -198,6 +202,11 @@ class Run:
     def stopped(self) -> str | None:
         """Why every further call is refused; None while the run may go on."""
         return self.balance.stopped
+
+    @property
+    def halted(self) -> bool:
+        """No further call will be admitted, as far as this process knows; no I/O."""
+        return self.stopping or self.seen.stopped is not None
 
     @property
     def verdict(self) -> str | None:
@@ -423,12 +432,15 @@ class Run:
         Raises:
             LedgerUnavailable: the ledger did not answer.
         """
-        while self._unbooked:
-            try:
-                self._unbooked[0]()
+        if not self._unbooked:
+            return
+        with self._booking:
+            while self._unbooked:
+                try:
+                    self._unbooked[0]()
+                except LedgerError as error:
+                    raise unavailable(self.accounts[0], error) from error
                 self._unbooked.popleft()
-            except LedgerError as error:
-                raise unavailable(self.accounts[0], error) from error
 
     async def acatch_up(self) -> None:
         """`catch_up`, without blocking the loop; and a stop is told before the next call asks."""

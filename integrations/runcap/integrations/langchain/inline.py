@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from types import FrameType
+from typing import NamedTuple
 
 from langchain_core.callbacks import AsyncCallbackManager
 from langchain_core.callbacks.manager import ahandle_event
@@ -31,23 +32,32 @@ def is_inline(*, guard: object | None) -> bool:
 
     `guard` None takes any guarded model's word.
     """
-    event, serialized = _asked_for(sys._getframe(2))  # noqa: SLF001 - nothing else tells which event asks
-    if event is not None and event not in _ADMITS:
+    asked = _asked_for(sys._getframe(2))  # noqa: SLF001 - nothing else tells which event asks
+    if asked.event is not None and asked.event not in _ADMITS:
         return True
-    if isinstance(serialized, Marked) and (guard is None or any(one is guard for one in serialized.guards)):
+    if isinstance(asked.serialized, Marked) and (guard is None or any(one is guard for one in asked.serialized.guards)):
         return True
-    remember_task()  # the hook will run on a thread
+    if asked.in_task:
+        remember_task()  # the hook will run on a thread
     return False
 
 
-def _asked_for(frame: FrameType | None) -> tuple[str | None, object]:
+class _Asked(NamedTuple):
+    """Which event, and of what. `in_task`: in the task of the call itself, not in one that LangChain made for hooks."""
+
+    event: str | None = None
+    serialized: object = None
+    in_task: bool = False
+
+
+def _asked_for(frame: FrameType | None) -> _Asked:
     for _ in range(_FRAMES):
         if frame is None:
             break
         if frame.f_code is _EVENT:
             told = frame.f_locals
-            return told.get("event_name"), next(iter(told.get("args") or ()), None)
+            return _Asked(told.get("event_name"), next(iter(told.get("args") or ()), None))
         if frame.f_code in _MANAGER:
-            return _MANAGER[frame.f_code], frame.f_locals.get("serialized")
+            return _Asked(_MANAGER[frame.f_code], frame.f_locals.get("serialized"), in_task=True)
         frame = frame.f_back
-    return None, None
+    return _Asked()

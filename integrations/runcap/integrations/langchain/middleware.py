@@ -258,7 +258,7 @@ def _answer(request: Any, run: Run, refused: Refused) -> ToolMessage:
     """A ToolMessage in place of the tool's, where the run is over anyway: its next model call says so aloud."""
     finishes = run.on_breach == "finish"
     busy = isinstance(refused, BudgetBusy)
-    over = finishes if busy else run.seen.stopped is not None or refused.unit == "seconds"
+    over = finishes if busy else run.halted or refused.unit == "seconds"
     passed_off = getattr(request.tool, "return_direct", False) and not finishes
     if passed_off or not over:
         raise refused

@@ -129,7 +129,7 @@ class Nodes:
             for node in (owner, *below(owner)):
                 if node.run is blank:
                     node.run = run
-            self.last_run = run
+            self.last_run = blank.went_on_as = run
         blank.end()
         return run
 

@@ -192,4 +192,4 @@ class Steering:
 def _is_for_money(refused: Refused, run: Run) -> bool:
     """There may be another way: it is this run that lacks money, or a limit on it, and it was not stopped for that."""
     ours = any(outer.id == refused.run_id for outer in run.outward()) or run.is_limited_by(refused)
-    return ours and refused.unit in UNITS[:HELD_UNITS] and all(outer.seen.stopped is None for outer in run.outward())
+    return ours and refused.unit in UNITS[:HELD_UNITS] and not any(outer.halted for outer in run.outward())
