@@ -6,6 +6,7 @@ from .errors import (
     BudgetExceeded,
     LedgerUnavailable,
     LoopHalted,
+    MissingTag,
     RefusalDetails,
     Refused,
     RuncapError,
@@ -35,7 +36,8 @@ from .events import (
 )
 from .guard import Guard
 from .history import History, HistoryTooLong
-from .ledger import Balance, Ledger, MemoryLedger
+from .ledger import Balance, Ledger, LedgerError, MemoryLedger, SQLiteLedger, UnknownCall, UsageRecord
+from .limits import Limit
 from .loops import Loop, LoopPolicy
 from .pricing import NoPrice, PriceBook, PriceContext, PriceLike, TokenPrice
 from .run import Run
@@ -59,12 +61,15 @@ __all__ = [
     "History",
     "HistoryTooLong",
     "Ledger",
+    "LedgerError",
     "LedgerUnavailable",
+    "Limit",
     "Loop",
     "LoopHalted",
     "LoopPolicy",
     "LoopWarned",
     "MemoryLedger",
+    "MissingTag",
     "NoPrice",
     "PrefixBroken",
     "PriceBook",
@@ -79,6 +84,7 @@ __all__ = [
     "RunStopped",
     "RunToppedUp",
     "RuncapError",
+    "SQLiteLedger",
     "Sink",
     "Tier",
     "TierSwitched",
@@ -86,6 +92,8 @@ __all__ = [
     "ToolEnded",
     "ToolStarted",
     "UnboundedCall",
+    "UnknownCall",
     "UnpricedModel",
     "Usage",
+    "UsageRecord",
 ]

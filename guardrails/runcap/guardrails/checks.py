@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .history import History
 from .loops import LoopPolicy
@@ -31,3 +31,17 @@ def check_parts(
         return
     if not isinstance(sinks, Sequence) or not all(callable(sink) for sink in sinks):
         raise TypeError(f"Guard.sinks must be a sequence of callables, e.g. (LogSink(),); got {sinks!r}")
+
+
+def check_tags(tags: Mapping[str, object]) -> None:
+    """Check the tags of a run.
+
+    Raises:
+        TypeError: one is no string.
+        ValueError: one is named `run_id`.
+    """
+    if "run_id" in tags:
+        raise ValueError('run_id is no tag: name a run with guard.named_run(id) or metadata={"runcap": {"run_id": id}}')
+    for name, value in tags.items():
+        if not isinstance(value, str):
+            raise TypeError(f"tag {name} must be a string, got {value!r} ({type(value).__name__})")

@@ -6,16 +6,16 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import Any, Literal
 from weakref import WeakMethod
 
-from . import offload, telling
+from . import telling
 from .admission import Reservation, areserve, reserve
 from .amounts import Amounts
+from .books import Books
 from .budget import Budget
-from .checks import check_parts
+from .checks import check_parts, check_tags
 from .clock import Clock, NewId, SystemClock, new_id
 from .dispatch import Dispatcher
 from .errors import BudgetExceeded, RefusalDetails, Refused
@@ -23,16 +23,17 @@ from .estimate import Measured, TypicalOutput
 from .events import BudgetWarned, CallRefused, Event, RunEnded, RunStarted, RunStopped, Sink
 from .history import History
 from .inflight import InFlight
-from .ledger import Balance, Grant, Ledger, LedgerError, MemoryLedger, Offer, Settlement
+from .ledger import Grant, Ledger, MemoryLedger, Offer, Settlement
 from .limits import Limit, checked_limits, say_tag
 from .looping import Looping
 from .loops import Loop, LoopPolicy
+from .offload import may_block
 from .paused import PausedRuns
 from .permit import Permit
-from .plan import Plan, Renew, check_clock, may_block
+from .plan import Plan, Renew, check_clock
 from .pricing import PriceBook
 from .reasons import hints, turn_away_late
-from .refusals import cut_short, unavailable
+from .refusals import cut_short
 from .request import Request
 from .run import Run, ambient
 from .saved import SavedRun, restore
@@ -107,8 +108,7 @@ class Guard:
         self.looping = Looping(loops, self)
         self.prices = prices if prices is not None else PriceBook()
         self.ledger: Ledger = ledger if ledger is not None else MemoryLedger()
-        if self.ledger.blocking:
-            offload.start()
+        self.books = Books(self)
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.measured = Measured()
         self.typical_output = TypicalOutput()
@@ -140,13 +140,7 @@ class Guard:
             TypeError: a tag that is no string, or a budget that is none.
             ValueError: a tag named `run_id`, or none for a limit of the guard.
         """
-        if "run_id" in tags:
-            raise ValueError(
-                'run_id is no tag: name a run with guard.named_run(id) or metadata={"runcap": {"run_id": id}}'
-            )
-        for name, value in tags.items():
-            if not isinstance(value, str):
-                raise TypeError(f"tag {name} must be a string, got {value!r} ({type(value).__name__})")
+        check_tags(tags)
         if budget is not None and not isinstance(budget, Budget):
             raise TypeError(f"budget must be a Budget, got {type(budget).__name__}")
         parent = self.current_run() or self._located()
@@ -175,7 +169,7 @@ class Guard:
         run_id = self.new_id() if saved is None else saved.run_id
         run = Run(self, run_id=run_id, budget=self.budget, tags=tags, conversation_id=conversation_id)
         if saved is not None:
-            run.before_next(partial(restore, saved, self.ledger))
+            run.account.before_next(partial(restore, saved, self.ledger))
             run.course.restored = saved
             run.course.top_ups.update(saved.top_ups)
         self.opened(run)
@@ -264,7 +258,7 @@ class Guard:
         self.calls.drain()
         run = self.scope(run, request.model)
         try:
-            run = self._ready(run, request.model)
+            run = self.books.ready(run, request.model)
             plan = Plan(self, request, run, wait=wait and may_block(), renew=renew)
             grant = reserve(plan, self.ledger)
             if run.ended and run.went_on_as is not None:
@@ -282,16 +276,16 @@ class Guard:
         self.calls.drain()
         run = self.scope(run, request.model)
         try:
-            run = await self._aready(run, request.model)
+            run = await self.books.aready(run, request.model)
             plan = Plan(self, request, run, wait=wait, renew=renew)
             grant = await areserve(plan, self.ledger)
             if run.ended and run.went_on_as is not None:
-                await self._arelease(request.call_id)
+                await self.books.give_back(request.call_id)
                 return await self.aadmit(request, run.went_on_as, wait=wait, renew=renew)
             turn_away_late(request.call_id, run, self, request.model)
         except asyncio.CancelledError:
             # It may have landed, or land yet: a release frees it, or leaves a tombstone for it to land on.
-            await asyncio.shield(self._arelease(request.call_id))
+            await self.books.give_back(request.call_id)
             raise
         except Refused as refused:
             raise self._refused(request.call_id, request.parent_id, run, refused, request) from refused.__cause__
@@ -305,7 +299,7 @@ class Guard:
         """
         run = self.scope(run)
         try:
-            run = self._ready(run)
+            run = self.books.ready(run)
             check_clock(run, None)
             grant = reserve(Reservation(call_id, _TOOL_CALL, run.accounts), self.ledger)
             if run.ended and run.went_on_as is not None:
@@ -320,7 +314,7 @@ class Guard:
         """`admit_tool`, without blocking the loop."""
         run = self.scope(run)
         try:
-            run = await self._aready(run)
+            run = await self.books.aready(run)
             check_clock(run, None)
             grant = await areserve(Reservation(call_id, _TOOL_CALL, run.accounts), self.ledger)
             if run.ended and run.went_on_as is not None:
@@ -357,50 +351,7 @@ class Guard:
             self._warn(permit.run, settlement)
         for run in chain:
             if run.ended:
-                run.close_when_idle()
-
-    # The ledger, from code that may run on a loop
-
-    def balance_of(self, account_id: str) -> Balance:
-        """An account now; as this process saw it last, where to ask would block a loop or there is no answer."""
-        ledger = self.ledger
-        if ledger.blocking and not may_block():
-            return ledger.peek(account_id)
-        try:
-            return ledger.balance(account_id)
-        except LedgerError as error:
-            self.say_once(f"balances are shown as they were seen last: {error}")
-            return ledger.peek(account_id)
-
-    def off_loop(self, action: Callable[[], None]) -> Future[None] | None:
-        """Do what uses the ledger; where that would block a loop, on another thread, and the future of it."""
-        if self.ledger.blocking and not may_block():
-            return offload.hand_over(action)
-        action()
-        return None
-
-    def _ready(self, run: Run, model: str | None = None) -> Run:
-        """The run to ask for, with its books in order: another may have taken its place."""
-        run.catch_up()
-        return self.scope(run, model)
-
-    async def _aready(self, run: Run, model: str | None = None) -> Run:
-        """`_ready`, without blocking the loop."""
-        if not self.ledger.blocking:
-            return self._ready(run, model)
-        await run.acatch_up()
-        if self.limits.windowed:
-            try:
-                await self.ledger.aready()
-            except LedgerError as error:
-                raise unavailable(run.accounts[0], error) from error
-        return self.scope(run, model)
-
-    async def _arelease(self, call_id: str) -> None:
-        try:
-            await self.ledger.arelease(call_id)
-        except LedgerError as error:
-            _log.warning("runcap: a cancelled call keeps its hold for now: %s", error)
+                run.account.close_when_idle()
 
     # Sinks
 

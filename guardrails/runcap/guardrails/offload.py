@@ -61,6 +61,11 @@ _workers: dict[int, _Workers] = {}
 _starting = threading.Lock()
 
 
+def may_block() -> bool:
+    """This thread may stand still: no loop runs on it."""
+    return asyncio._get_running_loop() is None  # noqa: SLF001 - an error costs more
+
+
 def start() -> None:
     """Have the threads ready: a finalizer cannot start them."""
     pid = os.getpid()

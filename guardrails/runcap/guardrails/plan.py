@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -231,11 +230,6 @@ def check_clock(run: Run, model: str | None) -> None:
                     model=model,
                 )
             )
-
-
-def may_block() -> bool:
-    """This thread may stand still: no loop runs on it."""
-    return asyncio._get_running_loop() is None  # noqa: SLF001 - an error costs more
 
 
 def _patience(guard: Guard, run: Run) -> Patience:

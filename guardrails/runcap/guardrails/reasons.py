@@ -27,7 +27,7 @@ def turn_away_late(call_id: str, run: Run, guard: Guard, model: str | None = Non
     """
     if not run.ended:
         return
-    guard.off_loop(partial(_give_back, call_id, run, guard.ledger))
+    guard.books.off_loop(partial(_give_back, call_id, run, guard.ledger))
     way_out = "Calls belong inside the run; guard.run() begins another"
     raise BudgetExceeded(RefusalDetails(reason="the run is over", way_out=way_out, run_id=run.id, model=model))
 
@@ -37,7 +37,7 @@ def _give_back(call_id: str, run: Run, ledger: Ledger) -> None:
         ledger.release(call_id)
         for outer in run.outward():
             if outer.ended:
-                outer.turn_away()
+                outer.account.turn_away()
     except LedgerError as error:
         _log.warning("runcap: a call that was turned away keeps its hold: %s", error)
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import logging
-import threading
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
 from contextvars import ContextVar
 from decimal import Decimal
 from types import TracebackType
@@ -20,18 +15,15 @@ from .budget import Budget, OnBreach
 from .course import Course
 from .errors import Refused
 from .events import BudgetWarned, RunInfo, RunToppedUp
-from .ledger import Account, Balance, LedgerError
+from .ledger import Account, Balance
 from .money import Money, to_usd
-from .offload import until
-from .refusals import unavailable
+from .run_account import RunAccount
 from .tally import NO_USAGE, Tally
 from .topups import check_top_up
 from .usage import Usage
 
 if TYPE_CHECKING:
     from .guard import Guard
-
-_log = logging.getLogger("runcap")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,16 +57,10 @@ class Run:
         self._outer: Run | None = None
         self._entered = False
         self._started = guard.clock.monotonic()
-        self._final: Balance | None = None
         self._ended = False
         self._stopping = False
         self._paused: float | None = None
         self._verdict: str | None = None
-        self._unbooked: deque[Callable[[], None]] = deque()
-        self._booking = threading.Lock()
-        self._account_open = [True]  # popping is atomic: whoever pops closes it
-        self._account_closing: Future[None] | None = None
-        self._telling_stop: Future[None] | None = None
         self._warned: dict[tuple[str, float], object] = {}
         self._tally = Tally()
         self._chain: tuple[Run, ...] = (self, *(parent.outward() if parent else ()))
@@ -83,6 +69,8 @@ class Run:
         """What adapters remember while the run lasts."""
         account = Account(f"run:{run_id}", budget.caps) if budget else Account(f"run:{run_id}")
         self.accounts: tuple[Account, ...] = (account, *(parent.accounts if parent else ()))
+        self.account = RunAccount(guard, account)
+        """Its own account in the ledger, for adapters."""
         self.info: RunInfo = RunInfo(
             id=run_id,
             conversation_id=conversation_id or (parent.info.conversation_id if parent else run_id),
@@ -135,12 +123,12 @@ class Run:
         With a ledger that does I/O, code that runs on an event loop gets them as of the last call of this process.
         """
         self._guard.calls.drain()
-        return self._final or self._guard.balance_of(self.accounts[0].id)
+        return self.account.balance
 
     @property
     def seen(self) -> Balance:
         """The balance as this process saw it last: never any I/O."""
-        return self._final or self._guard.ledger.peek(self.accounts[0].id)
+        return self.account.seen
 
     @property
     def spent_usd(self) -> Decimal | None:
@@ -252,10 +240,9 @@ class Run:
         Calls in flight still settle; streams of guarded models end early, with what has come.
         """
         self._stopping = True
-        self._telling_stop = self._guard.off_loop(functools.partial(self._stop, reason))
+        self.account.stop(reason, self._told_to_stop)
 
-    def _stop(self, reason: str) -> None:
-        self._guard.ledger.stop(self.accounts[0].id, reason)
+    def _told_to_stop(self) -> None:
         self.tell_if_stopped()
         self._guard.room.wake(self.accounts[0].id)
 
@@ -274,8 +261,7 @@ class Run:
 
     def _judge(self, verdict: str) -> None:
         self._verdict = verdict
-        if self._guard.ledger.lasting:
-            self._guard.off_loop(functools.partial(self._guard.ledger.judge, self.id, verdict))
+        self.account.judge(self.id, verdict)
 
     def bind(self, function: Callable[P, R]) -> Callable[P, R]:
         """`function`, carried into this run wherever it is called: raw threads and executors lose the context."""
@@ -312,7 +298,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.__exit__(kind, error, tb)
-        await until(self._account_closing)
+        await self.account.closed()
 
     @property
     def ended(self) -> bool:
@@ -368,10 +354,8 @@ class Run:
 
     def reconciled(self, charged: Amounts, unknown: Amounts, charge: Amounts) -> None:
         """Correct the last balances of runs that ended before a call's usage arrived."""
-        for run in self.outward():
-            if run._final is not None:  # noqa: SLF001 - another run
-                spent = run._final.spent.plus(charge).minus(charged)  # noqa: SLF001
-                run._final = _replaced(run._final, spent, run._final.unknown.minus(unknown))  # noqa: SLF001
+        for run in self._chain:
+            run.account.correct(charged, unknown, charge)
 
     def warn(self, balance: Balance) -> None:
         """Emit a `BudgetWarned` for every share of a cap that was reached for the first time."""
@@ -401,65 +385,7 @@ class Run:
         self._ended = True
         self.notes.clear()
         self._guard.closed(self)
-        self.close_when_idle()
-
-    def close_when_idle(self) -> None:
-        """Free the ledger's account once nothing is in flight, keeping the last balance here."""
-        if not self._ended or self._final is not None or self._guard.ledger.peek(self.accounts[0].id).in_flight:
-            return
-        try:
-            self._account_open.pop()
-        except IndexError:
-            return
-        self._account_closing = self._guard.off_loop(self._close_account)
-
-    def turn_away(self) -> None:
-        """A call was granted while the run ended: whatever account that left behind goes again. May block."""
-        if self._final is None:
-            self.close_when_idle()
-        elif not self._guard.ledger.balance(self.accounts[0].id).in_flight:
-            self._guard.ledger.close(self.accounts[0].id)
-
-    def before_next(self, action: Callable[[], None]) -> None:
-        """Something has to be booked before its next call; now, unless that would block a loop."""
-        self._unbooked.append(action)
-        if not self._guard.ledger.blocking:
-            self.catch_up()
-
-    def catch_up(self) -> None:
-        """Book what has to be booked before its next call. May block.
-
-        Raises:
-            LedgerUnavailable: the ledger did not answer.
-        """
-        if not self._unbooked:
-            return
-        with self._booking:
-            while self._unbooked:
-                try:
-                    self._unbooked[0]()
-                except LedgerError as error:
-                    raise unavailable(self.accounts[0], error) from error
-                self._unbooked.popleft()
-
-    async def acatch_up(self) -> None:
-        """`catch_up`, without blocking the loop; and a stop is told before the next call asks."""
-        for run in self._chain:
-            await until(run._telling_stop)  # noqa: SLF001 - other runs
-        if self._unbooked:
-            await asyncio.to_thread(self.catch_up)
-
-    def _close_account(self) -> None:
-        account_id, ledger = self.accounts[0].id, self._guard.ledger
-        self._final = ledger.peek(account_id)  # until it is known for good: the account is gone before that is said
-        try:
-            self._final = ledger.close(account_id)
-        except LedgerError as error:
-            _log.warning("runcap: the account of a run that is over stays in the ledger: %s", error)
-            return
-        if self._final is None:
-            self._account_open.append(True)
-            self._guard.calls.defer(self.close_when_idle)
+        self.account.close_when_idle()
 
     def _top_up_key(self, key: str | None) -> str:
         if self._ended:
@@ -482,7 +408,3 @@ class Run:
 
 def _most(kept: Iterable[Amounts]) -> Amounts:
     return Amounts(*(max(unit) for unit in zip(ZERO, *kept, strict=True)))
-
-
-def _replaced(balance: Balance, spent: Amounts, unknown: Amounts) -> Balance:
-    return Balance(balance.account_id, balance.caps, spent, balance.held, unknown, stopped=balance.stopped)

@@ -14,13 +14,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TextIO
 
 from ..amounts import ZERO, Amounts
 from ..clock import Clock, SystemClock, new_id
 from ..money import Money
 from ..recent import Recent
 from .base import Balance, LedgerError, Settlement
+from .export import Format, write_records
 from .heart import Heart
 from .records import Outcome, UsageRecord
 from .timekeeper import Timekeeper
@@ -166,6 +167,24 @@ class Lasting(ABC):
                 self.settle(call.call_id, charge, outcome=call.resolution(charge, by))
                 count += 1
         return count
+
+    def export(
+        self,
+        file: TextIO,
+        format: Format = "jsonl",
+        *,
+        run_id: str | None = None,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        all: bool = False,
+    ) -> int:
+        """Write the usage records to an open text file, as JSON lines or CSV; how many. The rest as for `records`.
+
+        Raises:
+            ValueError: `format` is neither `"jsonl"` nor `"csv"`.
+            LedgerError: the ledger could not be reached.
+        """
+        return write_records(self.records(run_id=run_id, since_ns=since_ns, until_ns=until_ns, all=all), file, format)
 
     def beat(self) -> None:
         """Say that this process lives, write what is still to be written, look after the holds of the dead.

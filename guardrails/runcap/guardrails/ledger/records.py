@@ -133,3 +133,11 @@ def _iso(time_ns: int) -> str | None:
 
 def _dollars(nano: int | None) -> str | None:
     return None if nano is None else f"{to_usd(nano):f}"
+
+
+COLUMNS = tuple(
+    UsageRecord(
+        call_id="", revision=0, ended_ns=0, about=About(""), state="", usage=None, cost_nano=None, unknown_nano=0
+    ).row()
+)
+"""The names in `UsageRecord.row()`, in order."""

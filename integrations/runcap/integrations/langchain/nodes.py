@@ -125,7 +125,7 @@ class Nodes:
             if owner.run is not blank and owner.run is not None:
                 return owner.run  # parallel branches are resumed at once
             run = self._guard.open_run(tags=blank.tags, conversation_id=blank.info.conversation_id, saved=saved)
-            run.before_next(partial(carry_over, saved, blank, self._guard.ledger))
+            run.account.before_next(partial(carry_over, saved, blank, self._guard.ledger))
             for node in (owner, *below(owner)):
                 if node.run is blank:
                     node.run = run
@@ -136,7 +136,7 @@ class Nodes:
     def catch_up(self, run: Run, saved: SavedRun) -> None:
         """The same run, kept elsewhere later than what it was restored from here: a sub-agent's record, as a rule."""
         with self._beginning:
-            run.before_next(partial(catch_up, saved, run, self._guard.ledger))
+            run.account.before_next(partial(catch_up, saved, run, self._guard.ledger))
 
     def end_tool(self, key: str, output: object) -> None:
         """A tool ended with this output."""
