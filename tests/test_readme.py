@@ -15,7 +15,7 @@ from runcap.guardrails.testing import Reply, ScriptedProvider
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_snippets_run() -> None:
+def test_the_snippets_run(tmp_path: Path) -> None:
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert len(snippets) >= 3
     with ScriptedProvider(Reply(text="hello yourself")) as provider:
@@ -25,14 +25,15 @@ def test_the_snippets_run() -> None:
             "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
         }
         command = [sys.executable, "-c", "\n".join(snippets)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    middleware, attached, callback, run = done.stdout.splitlines()
+    middleware, attached, callback, run, record = done.stdout.splitlines()
     for told in (middleware, callback):
         assert re.fullmatch(r"0\.\d+ 1 Usage\(input_tokens=\d+, output_tokens=\d+, .*\)", told)
     assert re.fullmatch(r"0\.\d+", attached)
     assert re.fullmatch(r"0\.\d+ 1\.\d+ 0", run)
-    assert provider.received == 8
+    assert re.fullmatch(r"gpt-4o 0\.\d+ settled succeeded", record)
+    assert provider.received == 9
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)

@@ -75,7 +75,7 @@ def _warn(log: structlog.typing.FilteringBoundLogger, event: Event) -> None:
             numbers = {"unit": d.unit, "cap": d.show(d.cap), "spent": d.show(d.spent)}
             log.warning("refused" if refused else "paused", **kind, **numbers)
         case BudgetWarned():
-            log.warning("budget", unit=event.unit, share=event.share)
+            log.warning("budget", scope=event.scope, unit=event.unit, share=event.share)
         case LoopWarned():
             loop = event.loop
             tools = ",".join(loop.tools)

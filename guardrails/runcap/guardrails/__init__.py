@@ -36,7 +36,7 @@ from .events import (
 )
 from .guard import Guard
 from .history import History, HistoryTooLong
-from .ledger import Balance, Ledger, LedgerError, MemoryLedger, SQLiteLedger, UnknownCall, UsageRecord
+from .ledger import Balance, Ledger, LedgerError, MemoryLedger, RedisLedger, SQLiteLedger, UnknownCall, UsageRecord
 from .limits import Limit
 from .loops import Loop, LoopPolicy
 from .pricing import NoPrice, PriceBook, PriceContext, PriceLike, TokenPrice
@@ -75,6 +75,7 @@ __all__ = [
     "PriceBook",
     "PriceContext",
     "PriceLike",
+    "RedisLedger",
     "RefusalDetails",
     "Refused",
     "Run",

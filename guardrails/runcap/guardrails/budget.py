@@ -84,7 +84,7 @@ class Budget:
         _set(self, "seconds", _seconds(seconds, "seconds"))
         _set(self, "max_wait", _seconds(max_wait, "max_wait", zero=True))
         _set(self, "min_output_tokens", count(min_output_tokens, "Budget.min_output_tokens"))
-        _set(self, "warn_at", _shares(warn_at))
+        _set(self, "warn_at", shares(warn_at, "Budget.warn_at"))
         if on_breach not in get_args(OnBreach):
             raise ValueError(f'Budget.on_breach must be "raise", "finish" or "ask", got {on_breach!r}')
         _set(self, "on_breach", on_breach)
@@ -153,10 +153,15 @@ def _seconds(value: object, name: str, *, zero: bool = False) -> float | None:
     return float(value)
 
 
-def _shares(values: Sequence[float]) -> tuple[float, ...]:
+def shares(values: Sequence[float], name: str) -> tuple[float, ...]:
+    """Shares of a cap to warn at, in order.
+
+    Raises:
+        TypeError, ValueError: not a sequence, or one is not between 0 and 1.
+    """
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        raise TypeError(f"Budget.warn_at must be a sequence of shares such as (0.5, 0.8), got {values!r}")
+        raise TypeError(f"{name} must be a sequence of shares such as (0.5, 0.8), got {values!r}")
     for share in values:
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
-            raise ValueError(f"Budget.warn_at holds shares between 0 and 1, got {share!r}")
+            raise ValueError(f"{name} holds shares between 0 and 1, got {share!r}")
     return tuple(sorted({float(share) for share in values}))

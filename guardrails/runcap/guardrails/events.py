@@ -73,13 +73,14 @@ class RunToppedUp(NamedTuple):
 
 
 class BudgetWarned(NamedTuple):
-    """A share of a cap was reached; `unit` names the cap."""
+    """A share of a cap was reached; `unit` names the cap. `scope` is `"run"`, or the tag of the limit that it is of."""
 
     time_ns: int
     run: RunInfo
     unit: str
     share: float
     balance: Balance
+    scope: str = "run"
 
 
 class LoopWarned(NamedTuple):

@@ -12,7 +12,7 @@ from weakref import WeakMethod
 
 from . import telling
 from .admission import Reservation, areserve, reserve
-from .amounts import Amounts
+from .amounts import UNITS, Amounts
 from .books import Books
 from .budget import Budget
 from .checks import check_parts, check_tags
@@ -23,7 +23,7 @@ from .estimate import Measured, TypicalOutput
 from .events import BudgetWarned, CallRefused, Event, RunEnded, RunStarted, RunStopped, Sink
 from .history import History
 from .inflight import InFlight
-from .ledger import Grant, Ledger, MemoryLedger, Offer, Settlement
+from .ledger import Balance, Grant, Ledger, MemoryLedger, Offer, Settlement
 from .limits import Limit, checked_limits, say_tag
 from .looping import Looping
 from .loops import Loop, LoopPolicy
@@ -222,6 +222,16 @@ class Guard:
             )
         )
 
+    def limit_balances(self, **tags: str) -> tuple[Balance, ...]:
+        """What runs with these tags have used of the guard's limits in the windows of now.
+
+        Raises:
+            LedgerError: the clock jumped.
+            Refused: a tag is missing that is limited.
+        """
+        now = self.ledger.now_ns(self.clock) if self.limits.windowed else 0
+        return tuple(self.books.balance(one.id) for one in self.limits.accounts(tags, now, "-", None))
+
     def add_locator(self, locate: Callable[[], Run | None]) -> None:
         """For adapters: how to find the run of the agent or tool that is running in this context, if any."""
         # Weakly: handlers come and go with requests, the guard stays.
@@ -394,6 +404,11 @@ class Guard:
             balance = by_id.get(outer.accounts[0].id)
             if balance is not None:
                 outer.warn(balance)
+        if not self.limits:
+            return
+        for limit, unit, share, balance in self.limits.reached(after.balances):
+            now, name = self.clock.time_ns(), UNITS[unit]
+            self.emit(BudgetWarned(now, run.info, name, share, balance, scope=limit.scope))
 
     def _refused(
         self, call_id: str, parent_id: str | None, run: Run, refused: Refused, request: Request | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
@@ -11,9 +11,9 @@ from urllib.parse import quote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from .amounts import Caps
-from .budget import count, dollars
+from .budget import count, dollars, shares
 from .errors import MissingTag, RefusalDetails
-from .ledger import Account
+from .ledger import Account, Balance
 from .money import Money, to_nano
 from .recent import Recent
 
@@ -42,6 +42,7 @@ class Limit:
         per: `"day"`, `"month"` or `"total"`.
         zone: the time zone whose midnight ends a day or a month, e.g. `"Europe/Berlin"`.
         missing: `"refuse"` refuses the calls of runs without this tag; `"skip"` does not limit them.
+        warn_at: shares of the cap at which each process emits a `BudgetWarned`, once a window.
 
     Raises:
         TypeError, ValueError: an argument is not what it should be; the message names it and the fix.
@@ -54,6 +55,7 @@ class Limit:
     per: Per
     zone: str
     missing: Missing
+    warn_at: tuple[float, ...]
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class Limit:
         tokens: int | None = None,
         zone: str = "UTC",
         missing: Missing = "refuse",
+        warn_at: Sequence[float] = (0.8,),
     ) -> None:
         if not isinstance(scope, str) or not scope.isidentifier() or scope in _RESERVED:
             raise ValueError(f'Limit.scope must name a tag of runs, e.g. "user" or "team"; got {scope!r}')
@@ -80,6 +83,7 @@ class Limit:
         object.__setattr__(self, "usd", None if usd is None else dollars(usd, "Limit.usd"))
         object.__setattr__(self, "steps", count(steps, "Limit.steps"))
         object.__setattr__(self, "tokens", count(tokens, "Limit.tokens"))
+        object.__setattr__(self, "warn_at", shares(warn_at, "Limit.warn_at"))
 
     @property
     def caps(self) -> Caps:
@@ -107,6 +111,8 @@ class Limits:
     def __init__(self, limits: Sequence[Limit]) -> None:
         self._limits = tuple(limits)
         self._known: Recent[tuple[Limit, str, int], Account] = Recent(_KEPT)
+        self._limit_of: Recent[str, Limit] = Recent(_KEPT)
+        self._warned: Recent[tuple[str, int, float], object] = Recent(_KEPT)
         self.scopes = frozenset(limit.scope for limit in self._limits)
         """The tags they limit."""
         self.windowed = any(limit.per != "total" for limit in self._limits)
@@ -137,7 +143,23 @@ class Limits:
     def _account(self, limit: Limit, value: str, time_ns: int) -> Account:
         # Wherever midnight is, it is at a whole minute. The same account each time, so that its caps are compared fast.
         key = (limit, value, time_ns // 60_000_000_000 if limit.per != "total" else 0)
-        return self._known.get(key) or self._known.keep(key, limit.account(value, time_ns))
+        known = self._known.get(key)
+        if known is None:
+            known = self._known.keep(key, limit.account(value, time_ns))
+            self._limit_of.put(known.id, limit)
+        return known
+
+    def reached(self, balances: Sequence[Balance]) -> Iterator[tuple[Limit, int, float, Balance]]:
+        """Every share of a limit that was reached for the first time here: its limit, its unit, and the balance."""
+        for balance in balances:
+            limit = self._limit_of.get(balance.account_id)
+            for share in () if limit is None else limit.warn_at:
+                for unit, cap in enumerate(balance.caps):
+                    key = (balance.account_id, unit, share)
+                    if limit is None or cap is None or balance.spent[unit] < cap * share or key in self._warned:
+                        continue
+                    self._warned.put(key, None)
+                    yield limit, unit, share, balance
 
 
 def checked_limits(limits: Sequence[Limit], *, own_ledger: bool) -> Limits:

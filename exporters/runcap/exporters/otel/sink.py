@@ -102,7 +102,11 @@ class OTelSink:
             case LoopWarned():
                 self._note(event.parent_id, event, sc.EVENT_LOOP, of_loop(event))
             case BudgetWarned():
-                about: dict[str, Value] = {sc.WARNED_UNIT: event.unit, sc.WARNED_SHARE: event.share}
+                about: dict[str, Value] = {
+                    sc.WARNED_UNIT: event.unit,
+                    sc.WARNED_SHARE: event.share,
+                    sc.WARNED_SCOPE: event.scope,
+                }
                 self._note_run(event, sc.EVENT_WARNED, about | of_balance(event.balance))
             case RunStopped():
                 self._note_run(event, sc.EVENT_STOPPED, {sc.STOPPED: event.reason})

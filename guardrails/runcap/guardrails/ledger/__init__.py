@@ -3,6 +3,7 @@
 from .base import Account, Balance, Grant, Ledger, LedgerError, Offer, Refusal, Settlement
 from .memory import MemoryLedger
 from .records import About, Outcome, UsageRecord
+from .redis import RedisLedger
 from .sqlite import SQLiteLedger
 from .unknowns import UnknownCall
 
@@ -16,6 +17,7 @@ __all__ = [
     "MemoryLedger",
     "Offer",
     "Outcome",
+    "RedisLedger",
     "Refusal",
     "SQLiteLedger",
     "Settlement",

@@ -1,0 +1,79 @@
+-- What every script begins with: is this the ledger the client knows, with all that was acknowledged to it?
+--
+-- KEYS  1 the namespace's meta hash  2 its owners; then those of the script
+-- ARGV  1 the epoch the client knows  2 the highest number it has seen  3 its owner id  4 the number of its own last
+--       write that was acknowledged to it (0: none to check)  5 is its sign of life due; then those of the script
+--
+-- Replies begin with a status, the number of the last write, the time in microseconds, the number of the owner's last
+-- write. Numbers in replies and arguments of redis.call are exact up to 2^53; in text they are written with %.0f, for
+-- tostring, .. and cjson.encode round at 14 digits.
+local SCHEMA = 1
+local call = redis.call
+local epoch, seen, owner = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local clock = call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+local meta = call('HMGET', KEYS[1], 'epoch', 'seq', 'schema', 'lost', 'seq:' .. owner)
+local seq, lost, own = tonumber(meta[2]) or 0, meta[4], tonumber(meta[5]) or 0
+
+local function reply(status) return {status, seq, now, own} end
+
+-- Something acknowledged is gone. It is written down, so that the whole fleet is refused until somebody has looked.
+local function lose(why)
+  lost = lost or why
+  if seq < seen then seq = seen end
+  call('HSET', KEYS[1], 'app', 'runcap', 'schema', SCHEMA, 'seq', seq, 'lost', lost)
+end
+
+if meta[3] and tonumber(meta[3]) ~= SCHEMA then
+  return {'NEWER', seq, now, own, meta[3], SCHEMA}
+elseif not meta[1] then
+  if call('EXISTS', KEYS[1]) == 1 then return {'FOREIGN', seq, now, own, KEYS[1]} end
+  lose('all of it is gone')
+  call('HSET', KEYS[1], 'epoch', epoch)
+elseif meta[1] ~= epoch then
+  local former = call('HGET', KEYS[1], 'former') or ''
+  if not string.find(' ' .. former .. ' ', ' ' .. epoch .. ' ', 1, true) then
+    lose('it began anew while calls were under way')
+    call('HSET', KEYS[1], 'former', former .. ' ' .. epoch)
+  end
+  return {'EPOCH', seq, now, own, meta[1]}
+elseif seq < seen or own < tonumber(ARGV[4]) then
+  lose('the last writes are missing')
+  if own < tonumber(ARGV[4]) then call('HSET', KEYS[1], 'seq:' .. owner, ARGV[4]) end
+end
+if ARGV[5] == '1' then call('ZADD', KEYS[2], now, owner) end
+
+local function refuse_lost() return {'LOST', seq, now, own, lost} end
+
+-- Something is written: counts it, also as the owner's, as long as there is a sign of life to forget it by.
+local function commit()
+  seq = seq + 1
+  if meta[5] or ARGV[5] == '1' then
+    own = seq
+    call('HSET', KEYS[1], 'seq', seq, 'seq:' .. owner, seq)
+  else
+    call('HSET', KEYS[1], 'seq', seq)
+  end
+end
+
+-- An account is four lines of JSON: its figures (1 generation, 2 calls in flight, 3-6 spent, 7-8 held, 9-10 unknown,
+-- 11-12 expected), what top-ups added, the caps the last call came with, why it is stopped.
+local function account(key)
+  local text = call('GET', key)
+  if not text then
+    return {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, extra = '[0,0,0,0]', given = '[null,null,null,null]', stopped = 'null'}
+  end
+  local figures, extra, given, stopped = string.match(text, '^(.-)\n(.-)\n(.-)\n(.*)$')
+  local it = cjson.decode(figures)
+  it.extra, it.given, it.stopped = extra, given, stopped
+  return it
+end
+
+-- As text. A new account gets a generation of its own, the number of this write, so commit() comes first: a hold on an
+-- account that was closed is not charged to a later one of that name.
+local ACCOUNT = '[%.0f,%.0f,%.0f,%.0f,%.0f,%.0f,%.0f,%.0f,%.0f,%.0f,%.0f,%.0f]\n%s\n%s\n%s'
+local function text_of(it)
+  if it[1] == 0 then it[1] = seq end
+  return string.format(ACCOUNT, it[1], it[2], it[3], it[4], it[5], it[6], it[7], it[8], it[9], it[10], it[11], it[12],
+    it.extra, it.given, it.stopped)
+end

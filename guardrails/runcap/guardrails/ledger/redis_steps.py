@@ -1,0 +1,297 @@
+"""What a `RedisLedger` asks of Redis, step by step, whoever carries it there and back: see `redis_clients`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from ..amounts import Amounts
+from ..clock import new_id
+from . import redis_errors as errors
+from . import redis_wire as wire
+from .base import Account, Balance, Grant, LedgerError, Offer, Refusal, Settlement
+from .lasting import Ending
+from .records import About, Outcome
+from .redis_clients import Address, Request, Steps, Target
+from .redis_scripts import all_scripts, script
+from .redis_state import FORGOTTEN_AFTER, Known
+from .redis_wire import HEAD, Hold, Keys, Mine, Reply
+from .timekeeper import elapsed_ns
+
+_PAGE = 250
+"""How many holds or records one script looks at: it has Redis to itself meanwhile."""
+
+_HOPS = 5
+"""How often a cluster may send us elsewhere before that counts as an error."""
+
+_EVICTING = "allkeys"
+
+
+class Asking:
+    """A conversation with Redis. `owner` gives the client's id, `saw_time` hears when something was last written."""
+
+    def __init__(
+        self,
+        target: Target,
+        namespace: str,
+        epoch: str | None,
+        *,
+        owner: Callable[[], str],
+        beat_every_ns: int,
+        saw_time: Callable[[int], None],
+    ) -> None:
+        self.target = target
+        self.keys = Keys(namespace)
+        self.known = Known(epoch)
+        self.open: dict[str, Mine] = {}
+        self._owner = owner
+        self._beat_every_ns = beat_every_ns
+        self._saw_time = saw_time
+        self._home: Address | None = None
+        self._nodes: list[Address] = []
+
+    @property
+    def where(self) -> str:
+        """The server as errors call it."""
+        return self.target.named(self._home)
+
+    # Operations
+
+    def reserve(
+        self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...], about: About | None
+    ) -> Steps[Grant | Refusal]:
+        """See `Ledger.reserve`."""
+        told = wire.told_of(accounts, about)
+        args = wire.reserve_args(call_id, offers, accounts, told)
+        reply = yield from self._run("reserve", self.keys.for_reserve(call_id, accounts), args)
+        answer, balances = wire.reservation(call_id, offers, accounts, reply)
+        self.known.saw(reply, balances)
+        if isinstance(answer, Grant) and (answer.amount[0] or answer.amount[1]):
+            ids = tuple([account.id for account in accounts])
+            epoch, expected = self.known.epoch or "", offers[answer.offer].expected
+            self.open[call_id] = Mine(ids, epoch, answer.offer, answer.amount, expected, about, told)
+        return answer
+
+    def end(self, ending: Ending) -> Steps[Settlement | None]:
+        """See `Ledger.settle` and `Ledger.release`."""
+        mine = self.open.get(ending.call_id)
+        accounts = (yield from self._accounts_of(ending.call_id)) if mine is None else mine.accounts
+        args = wire.settle_args(ending, mine)
+        keys = self.keys.for_settle(ending.call_id, args[6], accounts)
+        reply = yield from self._run("settle", keys, args, signs=False)
+        if reply[0] == "GONE" and mine is not None:
+            reply = yield from self._run("settle", keys, args + mine.lost(), signs=False)
+        settled = wire.settlement(ending, accounts, reply)
+        if settled is not None:
+            self.known.saw(reply, settled.balances)
+        self.open.pop(ending.call_id, None)
+        return settled
+
+    def top_up(self, account_id: str, key: str, extra: Amounts, mark: str) -> Steps[bool]:
+        """See `Ledger.top_up`. `mark` tells this attempt from others: it may be made twice where a connection broke."""
+        keys = (*self.keys.base, self.keys.account(account_id), self.keys.top_ups(account_id))
+        reply = yield from self._run("top_up", keys, (key, mark, *extra))
+        self.known.saw(reply, (wire.balance_of(account_id, reply[HEAD + 1]),))
+        return bool(reply[HEAD])
+
+    def stop(self, account_id: str, reason: str) -> Steps[None]:
+        """See `Ledger.stop`."""
+        yield from self._figures("stop", account_id, (json.dumps(reason, ensure_ascii=False),))
+
+    def balance(self, account_id: str) -> Steps[Balance]:
+        """See `Ledger.balance`."""
+        return (yield from self._figures("balance", account_id))
+
+    def close(self, account_id: str) -> Steps[Balance]:
+        """See `Ledger.close`."""
+        keys = (*self.keys.base, self.keys.account(account_id), self.keys.top_ups(account_id))
+        reply = yield from self._run("close", keys, (), again=False)
+        self.known.saw(reply, (Balance(account_id),))
+        return wire.balance_of(account_id, reply[HEAD])
+
+    def judge(self, run_id: str, verdict: str) -> Steps[None]:
+        """See `Ledger.judge`."""
+        yield from self._run("judge", (*self.keys.base, self.keys.verdicts), (run_id, verdict))
+
+    def ready(self) -> Steps[None]:
+        """Look at the ledger, if that was not done yet."""
+        if not self.known.met:
+            yield from self._meet()
+
+    def reopen(self) -> Steps[bool]:
+        """Go on after a loss; whether there was one."""
+        reply = yield from self._run("reopen", self.keys.base, (new_id(),))
+        if reply[0] == "OK":
+            self.known.join(reply)
+        return bool(reply[0] == "OK")
+
+    def beat(self) -> Steps[None]:
+        """Say that this owner lives, and see that Redis may still be trusted."""
+        yield from self._meet()
+        forgotten = int(FORGOTTEN_AFTER * 1e6)
+        self.known.beat_ns = None  # due
+        yield from self._run("beat", self.keys.base, (forgotten,))
+
+    def leave(self) -> Steps[None]:
+        """Say that this owner is gone."""
+        yield from self._run("leave", (*self.keys.base, self.keys.held), tuple(self.open), signs=False)
+
+    def bury(self, silent_us: int) -> Steps[int]:
+        """Make the holds of owners that fell silent unknown; how many."""
+        count, passed = 0, 0
+        while True:
+            reply = yield from self._run("aged", (*self.keys.base, self.keys.held), (silent_us, passed, _PAGE))
+            holds = yield from self._holds(reply[HEAD])
+            for hold in holds:
+                if (yield from self._bury(hold, silent_us)):
+                    count += 1
+                else:
+                    passed += 1
+            if len(reply[HEAD]) < _PAGE:
+                return count
+
+    def unknowns(self) -> Steps[list[Hold]]:
+        """Every hold that is unknown, oldest first."""
+        reply = yield from self._run("unknown", (*self.keys.base, self.keys.unknown), ())
+        call_ids, found = reply[HEAD], []
+        for at in range(0, len(call_ids), _PAGE):
+            found += yield from self._holds(call_ids[at : at + _PAGE])
+        return [hold for hold in found if hold.state == "unknown"]
+
+    def page(self, run_id: str | None, begin: str | int, end: str) -> Steps[list[Any]]:
+        """The next entries of the usage stream, from an entry's id on, or of a run's list, from a position on."""
+        keys = (*self.keys.base, self.keys.usage, self.keys.verdicts, self.keys.revised)
+        if run_id is not None:
+            keys += (self.keys.run(run_id),)
+        reply = yield from self._run("page", keys, (begin, end, _PAGE))
+        entries: list[Any] = reply[HEAD]
+        return entries
+
+    # Inside
+
+    def _figures(self, name: str, account_id: str, args: tuple[Any, ...] = ()) -> Steps[Balance]:
+        reply = yield from self._run(name, (*self.keys.base, self.keys.account(account_id)), args)
+        balance = wire.balance_of(account_id, reply[HEAD])
+        self.known.saw(reply, (balance,))
+        return balance
+
+    def _accounts_of(self, call_id: str) -> Steps[tuple[str, ...]]:
+        holds = yield from self._holds([call_id])
+        return holds[0].accounts if holds else ()
+
+    def _holds(self, call_ids: list[str]) -> Steps[list[Hold]]:
+        if not call_ids:
+            return []
+        keys = (*self.keys.base, self.keys.usage, self.keys.verdicts, *map(self.keys.hold, call_ids))
+        reply = yield from self._run("holds", keys, ())
+        told = zip(call_ids, reply[HEAD:], strict=True)
+        return [hold for hold in (wire.hold_of(call_id, each) for call_id, each in told) if hold is not None]
+
+    def _bury(self, hold: Hold, silent_us: int) -> Steps[bool]:
+        orphan = hold.owner == self._owner() and hold.call_id not in self.open
+        record = ""
+        if hold.about_json:
+            outcome = Outcome(hold.about, "unknown", resolved_by="owner died")
+            record = wire.record_json(outcome, hold.about_json, hold.amount.nano)
+        args = (hold.call_id, silent_us, "1" if orphan else "0", hold.about.run_id, record)
+        reply = yield from self._run("bury", self.keys.for_bury(hold), args)
+        return bool(reply[0] == "OK")
+
+    def _beat_due(self) -> bool:
+        last = self.known.beat_ns
+        return last is None or elapsed_ns() - last > self._beat_every_ns
+
+    def _run(
+        self, name: str, keys: tuple[str, ...], args: Any, *, again: bool = True, signs: bool = True
+    ) -> Steps[Reply]:
+        """Run a script; its reply, where it is one that the caller has to know.
+
+        `signs`: a sign of life may go with it. It does not with what ends a call, which begins by freeing memory.
+        """
+        it, known = script(name), self.known
+        if not known.met:
+            yield from self._meet()
+        due = signs and self._beat_due()
+        for _ in range(_HOPS):
+            rest = (len(keys), *keys, *known.args(self._owner(), due=due), *args)
+            [reply] = yield from self._ask((("EVALSHA", it.sha, *rest),), again=again)
+            if isinstance(reply, self.target.errors.NoScriptError):
+                [reply] = yield from self._ask((("EVAL", it.text, *rest),), again=again)
+            if isinstance(reply, Exception):
+                raise errors.answered(reply, self.where)
+            if reply[0] == "EPOCH":
+                known.join(reply)
+                continue
+            self._check_ours(reply)
+            known.note(reply)
+            if due:
+                known.beat_ns = elapsed_ns()
+            if reply[0] == "LOST":
+                raise errors.lost(reply[HEAD], self.keys.tag, self.where)
+            return reply
+        raise LedgerError(f"the ledger in Redis changes its epoch all the time ({self.keys.tag} at {self.where})")
+
+    def _meet(self) -> Steps[None]:
+        """The first word: is it ours, can it be trusted, how far has it come?"""
+        known, it = self.known, script("contact")
+        arguments = (known.epoch or "", known.seq, new_id())
+        commands: list[tuple[Any, ...]] = [("INFO", "memory")]
+        if not known.met:
+            commands += [("SCRIPT", "LOAD", each.text) for each in all_scripts()]
+        commands.append(("EVAL", it.text, len(self.keys.fixed), *self.keys.fixed, *arguments))
+        replies = yield from self._ask(tuple(commands))
+        known.met = False
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise errors.answered(reply, self.where)
+        self._check_policy(replies[0])
+        reply = replies[-1]
+        self._check_ours(reply)
+        if known.epoch is None:
+            known.join(reply)
+        self._saw_time(reply[HEAD + 1] * 1_000)
+        known.note(reply)
+        known.met = True
+
+    def _check_policy(self, info: str) -> None:
+        policy = next((line for line in info.splitlines() if line.startswith("maxmemory_policy:")), "")
+        name = policy.partition(":")[2].strip()
+        if name.startswith(_EVICTING):
+            raise errors.evicting(name, self.where)
+
+    def _check_ours(self, reply: Reply) -> None:
+        if reply[0] == "FOREIGN":
+            self.known.met = False
+            raise errors.foreign(reply[HEAD])
+        if reply[0] == "NEWER":
+            self.known.met = False
+            raise errors.newer(reply[HEAD], reply[HEAD + 1])
+
+    def _ask(self, commands: tuple[tuple[Any, ...], ...], *, again: bool = True) -> Steps[list[Any]]:
+        """Ask the node that has the namespace; a cluster says which that is."""
+        request = Request(commands, self._home, again)
+        for _ in range(_HOPS):
+            try:
+                replies = yield request
+            except errors.Unanswered:
+                self._home = self._nodes.pop(0) if self._nodes else None  # the next may ask another node
+                raise
+            moved = replies[-1]
+            if not isinstance(moved, self.target.errors.AskError):  # of which a MovedError is one
+                return replies[-len(commands) :]
+            node = (moved.host or (request.at or self.target.host)[0], int(moved.port))
+            if isinstance(moved, self.target.errors.MovedError):
+                self._home = node
+                request = Request(commands, node, again)
+                yield from self._learn_nodes(node)
+            else:
+                request = Request((("ASKING",), *commands), node, again)
+        raise LedgerError(f"the Redis cluster at {self.target.where} sends us from node to node")
+
+    def _learn_nodes(self, node: Address) -> Steps[None]:
+        """Whom to ask where this node is gone."""
+        [slots] = yield Request((("CLUSTER", "SLOTS"),), node)
+        if isinstance(slots, list):
+            nodes = {(host or node[0], int(port)) for _, _, *nodes in slots for host, port, *_ in nodes}
+            self._nodes = sorted(nodes - {node})
