@@ -40,10 +40,10 @@ class Books:
             self._guard.say_once(f"balances are shown as they were seen last: {error}")
             return ledger.peek(account_id)
 
-    def off_loop(self, action: Callable[[], None]) -> Future[None] | None:
+    def off_loop(self, action: Callable[[], None], call_id: str | None = None) -> Future[None] | None:
         """Do what uses the ledger; where that would block a loop, on another thread, and the future of it."""
         if self.ledger.blocking and not may_block():
-            return offload.hand_over(action)
+            return offload.hand_over(action, call_id)
         action()
         return None
 

@@ -14,7 +14,8 @@ from .money import MAX_NANO, Money, to_nano, to_usd
 OnBreach = Literal["raise", "finish", "ask"]
 """How an agent ends at its cap."""
 
-_MAX_COUNT = 2**53
+MAX_COUNT = 2**53
+"""The largest number every ledger keeps exactly."""
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -131,7 +132,7 @@ def count(value: object, name: str) -> int | None:
         return None
     if type(value) is not int:
         raise TypeError(f"{name} must be a whole number, got {value!r} ({type(value).__name__})")
-    if not 1 <= value <= _MAX_COUNT:
+    if not 1 <= value <= MAX_COUNT:
         raise ValueError(f"{name} must be at least 1 and at most 2**53, got {value}")
     return value
 

@@ -38,10 +38,17 @@ def check_tags(tags: Mapping[str, object]) -> None:
 
     Raises:
         TypeError: one is no string.
-        ValueError: one is named `run_id`.
+        ValueError: one is named `run_id`, or holds what is no text (a lone surrogate): no store could keep it.
     """
     if "run_id" in tags:
         raise ValueError('run_id is no tag: name a run with guard.named_run(id) or metadata={"runcap": {"run_id": id}}')
     for name, value in tags.items():
         if not isinstance(value, str):
             raise TypeError(f"tag {name} must be a string, got {value!r} ({type(value).__name__})")
+        if not is_text(name) or not is_text(value):
+            raise ValueError(f"tag {name!a} holds a lone surrogate, which is no text")
+
+
+def is_text(value: str) -> bool:
+    """It can be stored and sent: no half of a surrogate pair in it."""
+    return value.isascii() or not any("\ud800" <= one <= "\udfff" for one in value)

@@ -92,7 +92,7 @@ class InFlight:
         if permit.state is not None:
             return
         if task.done():
-            self.reap(permit.call_id)
+            permit.release("CancelledError")  # it was over before it could make the call
             return
         with _adding:
             of_task = self._tasks.get(task)

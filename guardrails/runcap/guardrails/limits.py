@@ -177,7 +177,7 @@ def checked_limits(limits: Sequence[Limit], *, own_ledger: bool) -> Limits:
     for limit in limits:
         if not isinstance(limit, Limit):
             raise TypeError(f"Guard.limits must hold Limit, got {limit!r}")
-        key = (limit.scope, limit.per, limit.zone)
+        key = (limit.scope, limit.per, "" if limit.per == "total" else limit.zone)
         if key in seen:
             raise ValueError(f"two limits on {limit.scope} per {limit.per}: give one Limit all of its caps")
         seen.add(key)

@@ -24,7 +24,7 @@ _THREADS = 4
 _LAST_WORDS = 10.0
 """Seconds the end of the program waits for what is still to be done."""
 
-_Job = tuple[Callable[[], None], "Future[None]"]
+_Job = tuple[Callable[[], None], "Future[None]", str | None]
 
 
 class _Workers:
@@ -33,18 +33,20 @@ class _Workers:
     def __init__(self) -> None:
         self.jobs: SimpleQueue[_Job] = SimpleQueue()
         self.undone: set[Future[None]] = set()
+        self.by_call: dict[str, Future[None]] = {}
         for number in range(_THREADS):
             threading.Thread(target=self._work, name=f"runcap-ending-{number}", daemon=True).start()
 
     def _work(self) -> None:
         while True:
-            action, done = self.jobs.get()
+            action, done, call_id = self.jobs.get()
             try:
                 action()
             except Exception as error:  # noqa: BLE001 - whoever handed it over is gone
                 _log.warning("runcap: the end of a call could not be booked: %s", type(error).__name__)
             finally:
                 self.undone.discard(done)
+                self.by_call.pop(call_id or "", None)
                 with suppress(RuntimeError):  # the loop of whoever waited was closed
                     done.set_result(None)
             del action, done
@@ -77,12 +79,14 @@ def start() -> None:
                 atexit.register(workers.finish)
 
 
-def hand_over(action: Callable[[], None]) -> Future[None]:
-    """Have it done on another thread. What it raises is logged."""
+def hand_over(action: Callable[[], None], call_id: str | None = None) -> Future[None]:
+    """Have it done on another thread. What it raises is logged. `call_id` is the call that ends with it."""
     start()
     workers, done = _workers[os.getpid()], Future[None]()
     workers.undone.add(done)
-    workers.jobs.put((partial(copy_context().run, action), done))
+    if call_id is not None:
+        workers.by_call[call_id] = done
+    workers.jobs.put((partial(copy_context().run, action), done, call_id))
     return done
 
 
@@ -90,3 +94,15 @@ async def until(done: Future[None] | None) -> None:
     """Wait for something handed over, without blocking the loop. Cancelling the wait does not cancel it."""
     if done is not None and not done.done():
         await asyncio.shield(asyncio.wrap_future(done))
+
+
+def of(call_id: str) -> Future[None] | None:
+    """What was handed over to end this call, until it is done."""
+    workers = _workers.get(os.getpid())
+    return None if workers is None else workers.by_call.get(call_id)
+
+
+def is_busy() -> bool:
+    """Something was handed over that is not done."""
+    workers = _workers.get(os.getpid())
+    return workers is not None and bool(workers.undone)

@@ -95,6 +95,11 @@ class Permit:
         """Wait until its end is in the books. In async code a ledger that does I/O writes it on another thread."""
         await until(self._booking)
 
+    def wait_until_booked(self) -> None:
+        """`booked`, for a sync call on a thread whose loop is running: it blocks that thread all the while anyway."""
+        if self._booking is not None:
+            self._booking.result()
+
     def settle(self, usage: Usage, response: Response = _NOTHING, *, error_type: str | None = None) -> bool:
         """Charge what the provider reported. False where the permit had ended (as unknown: it is reconciled)."""
         if not self._turn("settled"):
@@ -223,7 +228,7 @@ class Permit:
     def _close(self, told: Told, charge: Amounts | None, unknown: Amounts = ZERO) -> None:
         if told.source is None and self._card is not None:
             told = told._replace(source=self._card.source)
-        self._booking = self._guard.books.off_loop(partial(self._book_and_tell, told, charge, unknown))
+        self._booking = self._guard.books.off_loop(partial(self._book_and_tell, told, charge, unknown), self.call_id)
 
     def _book_and_tell(self, told: Told, charge: Amounts | None, unknown: Amounts) -> None:
         record = telling.outcome(self, told) if self._guard.ledger.lasting else None
@@ -256,7 +261,7 @@ class Permit:
         now = self._now()
         told = Told("settled", now, usage, nano, source=source, response=response)
         record = telling.outcome(self, told, "late") if self._guard.ledger.lasting else None
-        self._booking = self._guard.books.off_loop(partial(self._book_again, charge, record))
+        self._booking = self._guard.books.off_loop(partial(self._book_again, charge, record), self.call_id)
         self.run.reconciled(before[0], before[1], charge)
         self.run.count(usage, priced=True, instead_of=before[2])
         event = CallReconciled(time_ns=now, run=self.run.info, call_id=self.call_id, usage=usage, cost_nano=nano)

@@ -8,10 +8,12 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from .amounts import Amounts
+from .errors import LedgerUnavailable
 from .ledger import Account, Balance, LedgerError
 from .offload import until
 from .refusals import unavailable
@@ -32,6 +34,7 @@ class RunAccount:
         self._open = [True]  # popping is atomic: whoever pops closes it
         self._closing: Future[None] | None = None
         self._stopping: Future[None] | None = None
+        self._catching_up: Future[None] | None = None
         self._unbooked: deque[Callable[[], None]] = deque()
         self._booking = threading.Lock()
 
@@ -61,10 +64,9 @@ class RunAccount:
             self._guard.books.off_loop(partial(ledger.judge, run_id, verdict))
 
     def before_next(self, action: Callable[[], None]) -> None:
-        """Something has to be booked before the next call: done now, unless that could block a loop."""
+        """Something has to be booked before the next call, which waits for it."""
         self._unbooked.append(action)
-        if not self._guard.ledger.blocking:
-            self.catch_up()
+        self._catching_up = self._guard.books.off_loop(self._try_to_catch_up)
 
     def catch_up(self) -> None:
         """Book what has to be booked before the next call. May block.
@@ -82,9 +84,14 @@ class RunAccount:
                     raise unavailable(self._account, error) from error
                 self._unbooked.popleft()
 
+    def _try_to_catch_up(self) -> None:
+        with suppress(LedgerUnavailable):  # the next call will say so
+            self.catch_up()
+
     async def acatch_up(self) -> None:
         """`catch_up`, without blocking the loop; and a stop is told before the next call asks."""
         await until(self._stopping)
+        await until(self._catching_up)
         if self._unbooked:
             await asyncio.to_thread(self.catch_up)
 

@@ -1,13 +1,12 @@
-"""What all attach points of one guard share: the tree of runs, the calls under way, the marks on guarded models."""
+"""What all attach points of one guard share: the tree of runs, and the calls under way."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from runcap.exporters import OTelSink
 from runcap.guardrails.budget import Budget
 from runcap.guardrails.guard import Guard
 
+from .barrier import BARRIER
 from .calls import Calls
 from .nodes import Nodes
 from .quiet import hush_refusals
@@ -19,6 +18,8 @@ class Attachment:
     def __init__(self, guard: Guard) -> None:
         guard.add_default_sinks((OTelSink(),))
         hush_refusals()
+        if guard.ledger.blocking:
+            BARRIER.raise_up()
         self.nodes = Nodes(guard)
         self.calls = Calls(guard, self.nodes)
 
@@ -27,18 +28,6 @@ class Attachment:
         """The one of this guard."""
         known = guard.notes.get(cls)
         return known if isinstance(known, cls) else guard.notes.setdefault(cls, cls(guard))
-
-
-class Marked(dict[str, Any]):
-    """How LangChain serialises a guarded model; it is handed to every handler, and so tells them whose it is."""
-
-    def __init__(self, serialized: dict[str, Any], guard: Guard) -> None:
-        super().__init__(serialized)
-        inner = serialized.guards if isinstance(serialized, Marked) else ()
-        self.guards: tuple[Guard, ...] = (guard, *inner)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)  # a copy is of the description, not of the guard
 
 
 def check_guard(guard: Guard | Budget, who: str) -> Guard:

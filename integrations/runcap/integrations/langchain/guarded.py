@@ -50,9 +50,13 @@ class GuardedCalls:
                 result = self.base._generate(view, messages, **kwargs)  # noqa: SLF001 - what is guarded
             except BaseException as error:  # noqa: BLE001 - delay() raises it again
                 call.failed(permit, error)
+                permit.wait_until_booked()
                 self.guard.clock.sleep(call.delay(error))
             else:
-                return finish(self.guard, permit, result)
+                try:
+                    return finish(self.guard, permit, result)
+                finally:
+                    permit.wait_until_booked()
 
     async def agenerate(self, model: BaseChatModel, messages: list[BaseMessage], asked: Asked) -> ChatResult:
         """See `BaseChatModel._agenerate`."""
@@ -93,7 +97,10 @@ class GuardedCalls:
                     raise
                 self.guard.clock.sleep(call.delay(error))
             else:
-                reader.finish()
+                try:
+                    reader.finish()
+                finally:
+                    permit.wait_until_booked()
                 return
 
     async def astream(

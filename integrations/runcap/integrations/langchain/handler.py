@@ -16,9 +16,10 @@ from runcap.guardrails.budget import Budget
 from runcap.guardrails.guard import Guard
 from runcap.guardrails.run import Run
 
-from .attachment import Attachment, Marked, check_guard
+from .attachment import Attachment, check_guard
 from .failures import outcome
 from .inline import is_inline
+from .marked import Marked
 from .quiet import is_start_of_text_llm
 from .scope import goes_on
 from .settling import size_of, size_of_chunk

@@ -17,9 +17,9 @@ from weakref import WeakKeyDictionary, WeakSet
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.tracers.context import register_configure_hook
 
-from .attachment import Marked
 from .handler import BudgetCallbackHandler
 from .inline import is_inline
+from .marked import Marked
 from .quiet import is_start_of_text_llm
 from .running import node_here
 from .scope import goes_on

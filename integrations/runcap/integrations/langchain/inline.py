@@ -1,7 +1,7 @@
 """Whether a hook runs on the loop itself: LangChain asks before each event, and is told no where the hook would block.
 
 Under a ledger that does I/O only what admits a call waits for it: the start of a model call or of a tool. All else
-hands over what it has to book, and stays in the context and in the task it belongs to.
+hands over what it has to book, and stays in the context and in the task it belongs to; see `barrier`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from langchain_core.callbacks.manager import ahandle_event
 
 from runcap.guardrails.inflight import remember_task
 
-from .attachment import Marked
+from .marked import Marked
 
 _MANAGER = {
     AsyncCallbackManager.on_chat_model_start.__code__: "on_chat_model_start",
@@ -40,6 +40,11 @@ def is_inline(*, guard: object | None) -> bool:
     if asked.in_task:
         remember_task()  # the hook will run on a thread
     return False
+
+
+def event_asked_for() -> str | None:
+    """Asked by a handler: before which event LangChain asks; None where that is not told."""
+    return _asked_for(sys._getframe(2)).event  # noqa: SLF001 - see above
 
 
 class _Asked(NamedTuple):

@@ -23,9 +23,10 @@ from langchain_core.runnables.passthrough import RunnableAssign
 from runcap.guardrails.budget import Budget
 from runcap.guardrails.guard import Guard
 
-from .attachment import Marked, check_guard
+from .attachment import check_guard
 from .guarded import Asked, GuardedCalls
 from .hook import HOOKS
+from .marked import Marked
 
 M = TypeVar("M", bound=Runnable[Any, Any])
 

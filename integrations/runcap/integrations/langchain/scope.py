@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from runcap.guardrails.checks import is_text
 from runcap.guardrails.guard import Guard
 from runcap.guardrails.run import Run
 
@@ -41,11 +42,15 @@ def read_metadata(metadata: Mapping[str, Any]) -> RunMetadata:
     if raw is None:
         return _NONE
     try:
-        return RunMetadata.model_validate(raw)
+        told = RunMetadata.model_validate(raw)
     except ValidationError as error:
         where = ", ".join(".".join(map(str, problem["loc"])) or "it" for problem in error.errors())
-        shape = 'a mapping of strings such as {"user": "ada", "task": "refund"}'
-        raise ValueError(f'metadata["runcap"] must be {shape}; wrong: {where}') from None
+    else:
+        where = ", ".join(name for name, value in told.tags.items() if not is_text(value))
+        if not where:
+            return told
+    shape = 'a mapping of strings such as {"user": "ada", "task": "refund"}'
+    raise ValueError(f'metadata["runcap"] must be {shape}; wrong: {where}')
 
 
 def scoped_run(guard: Guard, metadata: Mapping[str, Any]) -> Run | None:
