@@ -3,21 +3,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tenacity import wait_none
 
 from runcap.guardrails.testing import Reply, ScriptedProvider
 from runcap.guardrails.testing.provider import Script
 from runcap.integrations.langchain import BudgetMiddleware, guard_model
 
-from ..langchain.conftest import Caller, Serve, Watch, called, caller, claude, openai, serve
+from ..langchain.conftest import Caller, Serve, Watch, called, caller, claude, hasty, openai, serve
 
 __all__ = ["Caller", "Serve", "Watch", "books", "called", "caller", "claude", "hasty", "middleware", "openai", "serve"]
-
-
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Core's `with_retry` waits for seconds between attempts."""
-    monkeypatch.setattr("langchain_core.runnables.retry.wait_exponential_jitter", lambda **kwargs: wait_none())
 
 
 def middleware(watch: Watch) -> BudgetMiddleware:

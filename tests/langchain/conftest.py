@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import SecretStr
+from tenacity import wait_none
 
 from runcap.exporters import OTelSink
 from runcap.guardrails import Budget, Guard
@@ -21,6 +22,12 @@ from runcap.guardrails.testing.provider import Script
 from runcap.integrations.langchain import BudgetCallbackHandler
 
 Serve = Callable[[Script], ScriptedProvider]
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Core's `with_retry` waits for seconds between attempts."""
+    monkeypatch.setattr("langchain_core.runnables.retry.wait_exponential_jitter", lambda **kwargs: wait_none())
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_openai import ChatOpenAI
-from pydantic import PrivateAttr, SecretStr
+from pydantic import ConfigDict, PrivateAttr, SecretStr
 
 from runcap.guardrails import Budget, CallEnded, Guard, Refused
 from runcap.guardrails.testing import ManualClock, Recorder
@@ -68,6 +68,8 @@ def usage(out: int) -> UsageMetadata:
 class Puppet(ChatOpenAI):
     """A ChatOpenAI whose requests end as they are told."""
 
+    # Each guard makes a class of it, whose schema nothing asks for.
+    model_config = ConfigDict(defer_build=True)
     _attempts: list[Attempt] = PrivateAttr(default_factory=list)
 
     def _attempt(self) -> Attempt:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterator
-from functools import cache
 
 import pytest
 
@@ -11,9 +9,7 @@ from .wire import Wire
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Wire]:
-    # Every client reads the same certificates, which takes longer than the test.
-    with Wire() as running, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ssl, "create_default_context", cache(ssl.create_default_context))
+    with Wire() as running:
         yield running
 
 
