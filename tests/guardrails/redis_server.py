@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -209,12 +210,19 @@ class Proxy:
             self._spawn(self._carry, server, client, "answer")
 
     def _carry(self, source: socket.socket, sink: socket.socket, kind: str) -> None:
-        try:
-            while data := source.recv(65_536):
+        source.settimeout(0.1)
+        while not self._over.is_set():
+            try:
+                data = source.recv(65_536)
                 self._over.wait(self.delay)
-                self._pass_on(data, sink, kind)
-        except OSError:
-            pass
+                if data:
+                    self._pass_on(data, sink, kind)
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+            if not data:
+                break
         _close(sink)
 
     def _pass_on(self, data: bytes, sink: socket.socket, kind: str) -> None:
@@ -232,8 +240,6 @@ class Proxy:
 
 
 def _close(sock: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
     sock.close()

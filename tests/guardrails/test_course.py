@@ -189,8 +189,8 @@ def test_a_saved_run_is_restored_as_it_was() -> None:
 def test_restoring_twice_books_once() -> None:
     _, run = spent_run()
     saved, ledger = SavedRun.of(run), MemoryLedger()
-    restore(saved, ledger)
-    restore(saved, ledger)
+    restore(saved, run, ledger)
+    restore(saved, run, ledger)
     assert ledger.balance(f"run:{run.id}").spent == run.balance.spent
 
 

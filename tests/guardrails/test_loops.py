@@ -323,7 +323,7 @@ def test_a_ledger_that_fails_to_stop_the_run_lets_no_halted_call_through(caplog:
         guard.saw_tool_call(run, "search", 1)
         with pytest.raises(LoopHalted):
             guard.saw_tool_call(run, "search", 1)
-    assert "halted as a loop: gone" in caplog.text
+    assert "the ledger does not know yet that a run was stopped; its next call says so: gone" in caplog.text
 
 
 def test_the_log_has_a_line_a_loop() -> None:

@@ -53,7 +53,8 @@ class Books:
         Raises:
             LedgerUnavailable: the ledger did not answer.
         """
-        run.account.catch_up()
+        for outer in run.outward():
+            outer.account.catch_up()
         return self._guard.scope(run, model)
 
     async def aready(self, run: Run, model: str | None = None) -> Run:

@@ -40,7 +40,7 @@ ANY = Purpose()
 class Course:
     """What changes on the way, once each. Shared by all threads of a run."""
 
-    __slots__ = ("_claimed", "_lock", "declined", "restored", "rung", "spare", "tier", "top_ups", "unsaid")
+    __slots__ = ("_claimed", "_lock", "declined", "known", "restored", "rung", "spare", "tier", "top_ups", "unsaid")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -55,6 +55,8 @@ class Course:
         """A person was asked for more, and said no."""
         self.restored: SavedRun | None = None
         """The record it was made again from."""
+        self.known: bool | None = None
+        """The ledger knew it before it was made again: it needs no record."""
         self.unsaid: list[str] = []
         """Warnings that the agent is to be told of."""
 

@@ -169,7 +169,7 @@ class Guard:
         run_id = self.new_id() if saved is None else saved.run_id
         run = Run(self, run_id=run_id, budget=self.budget, tags=tags, conversation_id=conversation_id)
         if saved is not None:
-            run.account.before_next(partial(restore, saved, self.ledger))
+            run.account.before_next(partial(restore, saved, run, self.ledger))
             run.course.restored = saved
             run.course.top_ups.update(saved.top_ups)
         self.opened(run)
@@ -245,8 +245,8 @@ class Guard:
         """A run ended."""
         with self._naming:
             self._named.pop(run.id, None)
-        event = RunEnded(time_ns=self.clock.time_ns(), run=run.info, balance=run.seen, verdict=run.verdict)
-        self.emit(event)
+        now = self.clock.time_ns()
+        run.account.once_paid(lambda: self.emit(RunEnded(now, run.info, run.seen, run.verdict)))
 
     def stopped(self, run: Run, reason: str) -> None:
         """A run was stopped."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .events import LoopWarned
-from .ledger import LedgerError
 from .loops import Loop, LoopPolicy, LoopWatch
 from .refusals import LOOP_PREFIX, loop_halted
 from .run import Run
@@ -16,7 +14,6 @@ from .run import Run
 if TYPE_CHECKING:
     from .guard import Guard
 
-_log = logging.getLogger("runcap")
 _AGENTS = 1_024
 """How many agents of one run are watched at a time; of more, those that were quiet longest start anew."""
 
@@ -124,10 +121,7 @@ class Looping:
         if not agents.halt(agent):
             return
         self._emit(run, loop, agent_id, halted=True)
-        try:
-            run.stop(_reason(loop))
-        except LedgerError as error:
-            _log.warning("runcap: the ledger was not told that a run was halted as a loop: %s", error)
+        run.stop(_reason(loop))
         agents.forget(agent_id)  # whoever lets the run go on gives the agent another chance
 
     def _emit(self, run: Run, loop: Loop, agent_id: str | None, *, halted: bool) -> None:

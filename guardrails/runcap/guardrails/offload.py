@@ -24,7 +24,9 @@ _THREADS = 4
 _LAST_WORDS = 10.0
 """Seconds the end of the program waits for what is still to be done."""
 
-_Job = tuple[Callable[[], None], "Future[None]", str | None]
+_Job = tuple[Callable[[], None], "Future[None]"]
+
+_here = threading.local()
 
 
 class _Workers:
@@ -32,21 +34,20 @@ class _Workers:
 
     def __init__(self) -> None:
         self.jobs: SimpleQueue[_Job] = SimpleQueue()
-        self.undone: set[Future[None]] = set()
-        self.by_call: dict[str, Future[None]] = {}
+        self.undone: dict[Future[None], str | None] = {}
         for number in range(_THREADS):
             threading.Thread(target=self._work, name=f"runcap-ending-{number}", daemon=True).start()
 
     def _work(self) -> None:
+        _here.is_worker = True
         while True:
-            action, done, call_id = self.jobs.get()
+            action, done = self.jobs.get()
             try:
                 action()
-            except Exception as error:  # noqa: BLE001 - whoever handed it over is gone
-                _log.warning("runcap: the end of a call could not be booked: %s", type(error).__name__)
+            except BaseException as error:  # noqa: BLE001 - whoever handed it over is gone, others still come
+                _log.warning("runcap: what was handed over was not done to its end: %s", type(error).__name__)
             finally:
-                self.undone.discard(done)
-                self.by_call.pop(call_id or "", None)
+                self.undone.pop(done, None)
                 with suppress(RuntimeError):  # the loop of whoever waited was closed
                     done.set_result(None)
             del action, done
@@ -83,11 +84,21 @@ def hand_over(action: Callable[[], None], call_id: str | None = None) -> Future[
     """Have it done on another thread. What it raises is logged. `call_id` is the call that ends with it."""
     start()
     workers, done = _workers[os.getpid()], Future[None]()
-    workers.undone.add(done)
-    if call_id is not None:
-        workers.by_call[call_id] = done
-    workers.jobs.put((partial(copy_context().run, action), done, call_id))
+    workers.undone[done] = call_id
+    workers.jobs.put((partial(copy_context().run, action), done))
     return done
+
+
+def wait(*dones: Future[None] | None) -> None:
+    """Block this thread until these were done. They are taken in order, so a job may wait for earlier ones."""
+    for done in dones:
+        if done is not None:
+            done.result()
+
+
+def is_worker() -> bool:
+    """This thread does what was handed over: to wait here could be to wait for oneself."""
+    return getattr(_here, "is_worker", False)
 
 
 async def until(done: Future[None] | None) -> None:
@@ -96,10 +107,10 @@ async def until(done: Future[None] | None) -> None:
         await asyncio.shield(asyncio.wrap_future(done))
 
 
-def of(call_id: str) -> Future[None] | None:
-    """What was handed over to end this call, until it is done."""
+def of(call_id: str) -> list[Future[None]]:
+    """What was handed over to end this call and is not done: by each of the guards it was admitted by."""
     workers = _workers.get(os.getpid())
-    return None if workers is None else workers.by_call.get(call_id)
+    return [] if workers is None else [done for done, ends in tuple(workers.undone.items()) if ends == call_id]
 
 
 def is_busy() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from .amounts import ZERO, Amounts
 from .estimate import expected_tokens
 from .events import CallReconciled, Cut, State
 from .ledger import Grant, LedgerError, Outcome, Settlement
-from .offload import until
+from .offload import until, wait
 from .pricing import NoPrice, PriceContext
 from .ratecard import BILLED, RateCard, Unpriced
 from .request import Response
@@ -97,8 +98,7 @@ class Permit:
 
     def wait_until_booked(self) -> None:
         """`booked`, for a sync call on a thread whose loop is running: it blocks that thread all the while anyway."""
-        if self._booking is not None:
-            self._booking.result()
+        wait(self._booking)
 
     def settle(self, usage: Usage, response: Response = _NOTHING, *, error_type: str | None = None) -> bool:
         """Charge what the provider reported. False where the permit had ended (as unknown: it is reconciled)."""
@@ -228,7 +228,12 @@ class Permit:
     def _close(self, told: Told, charge: Amounts | None, unknown: Amounts = ZERO) -> None:
         if told.source is None and self._card is not None:
             told = told._replace(source=self._card.source)
-        self._booking = self._guard.books.off_loop(partial(self._book_and_tell, told, charge, unknown), self.call_id)
+        self._hand_over(partial(self._book_and_tell, told, charge, unknown))
+
+    def _hand_over(self, action: Callable[[], None]) -> None:
+        self._booking = done = self._guard.books.off_loop(action, self.call_id)
+        for run in self.run.outward() if done is not None else ():
+            run.account.owes(done)
 
     def _book_and_tell(self, told: Told, charge: Amounts | None, unknown: Amounts) -> None:
         record = telling.outcome(self, told) if self._guard.ledger.lasting else None
@@ -261,12 +266,13 @@ class Permit:
         now = self._now()
         told = Told("settled", now, usage, nano, source=source, response=response)
         record = telling.outcome(self, told, "late") if self._guard.ledger.lasting else None
-        self._booking = self._guard.books.off_loop(partial(self._book_again, charge, record), self.call_id)
+        self._hand_over(partial(self._book_again, self._booking, charge, record))
         self.run.reconciled(before[0], before[1], charge)
         self.run.count(usage, priced=True, instead_of=before[2])
         event = CallReconciled(time_ns=now, run=self.run.info, call_id=self.call_id, usage=usage, cost_nano=nano)
         self._guard.emit(event)
         return False
 
-    def _book_again(self, charge: Amounts, record: Outcome | None) -> None:
+    def _book_again(self, first: Future[None] | None, charge: Amounts, record: Outcome | None) -> None:
+        wait(first)
         self._book(charge, ZERO, record)

@@ -217,9 +217,10 @@ class Run:
         Raises:
             RuntimeError: the run is over.
             ValueError: nothing to add, or a negative amount.
+            LedgerUnavailable: the ledger did not answer.
         """
         key, extra = self._top_up_key(key), check_top_up(usd=usd, steps=steps, tool_calls=tool_calls, tokens=tokens)
-        return self._topped_up(self._guard.ledger.top_up(self.accounts[0].id, key, extra), key, extra)
+        return self._topped_up(self.account.top_up(key, extra), key, extra)
 
     async def atop_up(
         self,
@@ -232,7 +233,7 @@ class Run:
     ) -> bool:
         """`top_up`, without blocking the loop."""
         key, extra = self._top_up_key(key), check_top_up(usd=usd, steps=steps, tool_calls=tool_calls, tokens=tokens)
-        return self._topped_up(await self._guard.ledger.atop_up(self.accounts[0].id, key, extra), key, extra)
+        return self._topped_up(await self.account.atop_up(key, extra), key, extra)
 
     def stop(self, reason: str) -> None:
         """Refuse every further call of this run, whoever makes it.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from .amounts import Amounts
 from .errors import LedgerUnavailable
 from .ledger import Account, Balance, LedgerError
-from .offload import until
+from .offload import is_worker, may_block, until, wait
 from .refusals import unavailable
 
 if TYPE_CHECKING:
@@ -33,14 +33,16 @@ class RunAccount:
         self._final: Balance | None = None
         self._open = [True]  # popping is atomic: whoever pops closes it
         self._closing: Future[None] | None = None
-        self._stopping: Future[None] | None = None
         self._catching_up: Future[None] | None = None
+        self._owed: set[Future[None]] = set()
         self._unbooked: deque[Callable[[], None]] = deque()
         self._booking = threading.Lock()
 
     @property
     def balance(self) -> Balance:
         """Its figures; on a thread whose loop is running, as this process saw them last."""
+        if self._owed and may_block() and not is_worker():
+            wait(*tuple(self._owed))
         return self._final or self._guard.books.balance(self._account.id)
 
     @property
@@ -48,20 +50,67 @@ class RunAccount:
         """Its figures as this process saw them last: never any I/O."""
         return self._final or self._guard.ledger.peek(self._account.id)
 
+    def owes(self, done: Future[None] | None) -> None:
+        """Something was handed over that changes what the books say of the run."""
+        if done is not None:
+            self._owed.add(done)
+            done.add_done_callback(self._owed.discard)
+
+    def once_paid(self, action: Callable[[], None]) -> None:
+        """Do something after what was handed over so far is booked."""
+        owed = tuple(self._owed)
+        if not owed or is_worker():
+            action()
+            return
+
+        def act() -> None:
+            wait(*owed)
+            action()
+
+        self._guard.books.off_loop(act)
+
     def stop(self, reason: str, then: Callable[[], None]) -> None:
-        """Refuse whatever comes next; `then` is called once the ledger knows."""
+        """Refuse whatever comes next; `then` is called once the ledger was told, if it could be."""
 
         def tell() -> None:
-            self._guard.ledger.stop(self._account.id, reason)
+            try:
+                self.catch_up()
+            except LedgerUnavailable as error:
+                cause = error.__cause__
+                _log.warning(
+                    "runcap: the ledger does not know yet that a run was stopped; its next call says so: %s", cause
+                )
             then()
 
-        self._stopping = self._guard.books.off_loop(tell)
+        self._unbooked.append(partial(self._guard.ledger.stop, self._account.id, reason))
+        self._catching_up = self._guard.books.off_loop(tell)
+        self.owes(self._catching_up)
+
+    def top_up(self, key: str, extra: Amounts) -> bool:
+        """Raise its caps. May block.
+
+        Raises:
+            LedgerUnavailable: the ledger did not answer.
+        """
+        self.catch_up()
+        try:
+            return self._guard.ledger.top_up(self._account.id, key, extra)
+        except LedgerError as error:
+            raise unavailable(self._account, error) from error
+
+    async def atop_up(self, key: str, extra: Amounts) -> bool:
+        """`top_up`, without blocking the loop."""
+        await self.acatch_up()
+        try:
+            return await self._guard.ledger.atop_up(self._account.id, key, extra)
+        except LedgerError as error:
+            raise unavailable(self._account, error) from error
 
     def judge(self, run_id: str, verdict: str) -> None:
         """Keep the verdict, where records are kept."""
         ledger = self._guard.ledger
         if ledger.lasting:
-            self._guard.books.off_loop(partial(ledger.judge, run_id, verdict))
+            self.owes(self._guard.books.off_loop(partial(ledger.judge, run_id, verdict)))
 
     def before_next(self, action: Callable[[], None]) -> None:
         """Something has to be booked before the next call, which waits for it."""
@@ -89,8 +138,7 @@ class RunAccount:
             self.catch_up()
 
     async def acatch_up(self) -> None:
-        """`catch_up`, without blocking the loop; and a stop is told before the next call asks."""
-        await until(self._stopping)
+        """`catch_up`, without blocking the loop."""
         await until(self._catching_up)
         if self._unbooked:
             await asyncio.to_thread(self.catch_up)
@@ -107,6 +155,8 @@ class RunAccount:
 
     async def closed(self) -> None:
         """Wait until it is closed, if that has begun."""
+        for done in tuple(self._owed):
+            await until(done)
         await until(self._closing)
 
     def turn_away(self) -> None:

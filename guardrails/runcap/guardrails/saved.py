@@ -29,17 +29,24 @@ class SavedRun(NamedTuple):
         return cls(run.id, balance.spent, balance.unknown.plus(balance.held), dict(run.course.top_ups), keeper)
 
 
-def restore(saved: SavedRun, ledger: Ledger) -> None:
-    """Book a saved run into a ledger that may not know it; a ledger that does is left as it is."""
-    if not any(ledger.balance(_account(saved)).used):
-        _book(saved, f"restored:{saved.run_id}", saved.spent, saved.unknown, ledger)
+def restore(saved: SavedRun, run: Run, ledger: Ledger) -> None:
+    """Book what a ledger does not know of a saved run; one that has seen all its steps is left as it is."""
+    balance, known = ledger.balance(_account(saved)), _knows(saved, ledger)
+    if run.course.known is None:  # it may be tried again
+        run.course.known = known
+    if not known:
+        spent = saved.spent.minus(balance.spent).at_least_zero()
+        unknown = saved.unknown.minus(balance.unknown).at_least_zero()
+        _book(saved, f"restored:{saved.run_id}:{saved.spent}:{saved.unknown}", spent, unknown, ledger)
 
 
 def catch_up(saved: SavedRun, run: Run, ledger: Ledger) -> None:
     """Book what a later record of a restored run has beyond the one it was restored from."""
-    if ledger.shared:
-        return  # it knows
     known = run.course.restored
+    if known is None and ledger.shared:
+        run.course.known = _knows(saved, ledger)
+    if run.course.known:
+        return
     spent, unknown = (known.spent, known.unknown) if known is not None else (ZERO, ZERO)
     more_spent = saved.spent.minus(spent).at_least_zero()
     more_unknown = saved.unknown.minus(unknown).at_least_zero()
@@ -67,6 +74,12 @@ def _book(saved: SavedRun, call_id: str, spent: Amounts, unknown: Amounts, ledge
     ledger.settle(call_id, spent.held_part(), unknown.held_part())
     for key, extra in saved.top_ups.items():
         ledger.top_up(account_id, key, extra)
+
+
+def _knows(saved: SavedRun, ledger: Ledger) -> bool:
+    """Steps and tool calls only grow: a ledger that has fewer was not there when they were made."""
+    has, needs = ledger.balance(_account(saved)).spent.counted_part(), saved.spent.counted_part()
+    return any(has) and needs.minus(has).at_least_zero() == ZERO
 
 
 def _account(saved: SavedRun) -> str:

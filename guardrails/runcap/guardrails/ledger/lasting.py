@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, Self, TextIO
+from typing import Any, NamedTuple, ParamSpec, Self, TextIO, TypeVar
 
 from ..amounts import ZERO, Amounts
 from ..clock import Clock, SystemClock, new_id
@@ -26,6 +26,9 @@ from .heart import Heart
 from .records import Outcome, UsageRecord
 from .timekeeper import Timekeeper
 from .unknowns import Judge, Rule, UnknownCall, check_rule
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _log = logging.getLogger("runcap")
 
@@ -242,13 +245,32 @@ class Lasting(ABC):
             LedgerError: a finalizer interrupted another one.
         """
         if self._interrupts():
-            raise LedgerError("a model call was made by a finalizer that interrupted the ledger")
+            raise self._torn()
         self._check_fork()
         self._inside.turn = True
         try:
             yield
         finally:
             self._inside.turn = False
+
+    def _in_turn(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`_turn` around an operation, written out for speed.
+
+        Raises:
+            LedgerError: as `_turn`.
+        """
+        if self._interrupts():
+            raise self._torn()
+        self._check_fork()
+        self._inside.turn = True
+        try:
+            return operation(*args, **kwargs)
+        finally:
+            self._inside.turn = False
+
+    @staticmethod
+    def _torn() -> LedgerError:
+        return LedgerError("a model call was made by a finalizer that interrupted the ledger")
 
     def _interrupts(self) -> bool:
         """The garbage collector ran a finalizer in the middle of an operation of this very thread."""
@@ -262,9 +284,12 @@ class Lasting(ABC):
             self._flush()
             return self._book(ending)
         except LedgerError:
-            self._outbox.append(partial(self._book, ending))
-            self._heart.hurry()
+            self._later(partial(self._book, ending))
             raise
+
+    def _later(self, action: Callable[[], object]) -> None:
+        self._outbox.append(action)
+        self._heart.hurry()
 
     def _soon(self, action: Callable[[], object]) -> None:
         self._outbox.append(action)

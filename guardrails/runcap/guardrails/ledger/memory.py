@@ -20,6 +20,8 @@ from .state import State, decide
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_new = tuple.__new__  # see amounts
+
 _REMEMBERED = 65_536
 """How many tombstones are kept: ids released before they were reserved, whose reservation must land dead."""
 
@@ -62,16 +64,31 @@ class MemoryLedger:
         if os.getpid() != self._pid:
             raise LedgerError("a MemoryLedger does not outlive a fork; give the child a Guard of its own")
         with self._lock:
-            answer = None if self._busy else self._locked(self._reserve, call_id, offers, accounts)
-        if answer is None:
-            raise LedgerError("a model call was made by a finalizer that interrupted the ledger")
-        return answer
+            if self._busy:
+                raise LedgerError("a model call was made by a finalizer that interrupted the ledger")
+            self._busy = True
+            try:
+                if self._late:
+                    self._book_late()
+                return self._reserve(call_id, offers, accounts)
+            finally:
+                self._finish()
 
     def settle(
         self, call_id: str, charge: Amounts, unknown: Amounts = ZERO, outcome: Outcome | None = None
     ) -> Settlement | None:
         """See `Ledger.settle`."""
-        return self._locked(self._settle, call_id, charge, unknown)
+        with self._lock:
+            if self._busy:  # see _locked, which this is, written out for speed
+                self._late.append(partial(self._settle, call_id, charge, unknown))
+                return None
+            self._busy = True
+            try:
+                if self._late:
+                    self._book_late()
+                return self._settle(call_id, charge, unknown)
+            finally:
+                self._finish()
 
     def release(self, call_id: str, outcome: Outcome | None = None) -> Settlement | None:
         """See `Ledger.release`."""
@@ -152,10 +169,14 @@ class MemoryLedger:
                 self._book_late()
                 return operation(*args, **kwargs)
             finally:
-                try:
-                    self._book_late()
-                finally:
-                    self._busy = False
+                self._finish()
+
+    def _finish(self) -> None:
+        try:
+            if self._late:
+                self._book_late()
+        finally:
+            self._busy = False
 
     def _book_late(self) -> None:
         while self._late:
@@ -170,14 +191,13 @@ class MemoryLedger:
         if isinstance(answer, Refusal):
             return answer
         index, amount = answer
-        return self._hold(call_id, index, offers[index], amount, states)
-
-    def _hold(self, call_id: str, index: int, offer: Offer, amount: Amounts, states: list[State]) -> Grant:
+        expected, balances = offers[index].expected, []
         for state in states:
-            state.hold(amount, offer.expected)
-        grant = Grant(call_id, index, amount, tuple([state.balance() for state in states]))
+            state.hold(amount, expected)
+            balances.append(state.balance())
+        grant = _new(Grant, (call_id, index, amount, tuple(balances)))
         if amount[0] or amount[1]:
-            self._holds[call_id] = _Hold(grant, offer.expected, states)
+            self._holds[call_id] = _Hold(grant, expected, states)
         return grant
 
     def _settle(self, call_id: str, charge: Amounts, unknown: Amounts) -> Settlement | None:
@@ -186,16 +206,20 @@ class MemoryLedger:
             return None
         charge, unknown = charge.held_part(), unknown.held_part() if any(unknown) else ZERO
         nano, tokens = charge[0] - hold.charged[0], charge[1] - hold.charged[1]
+        balances = []
         for state in hold.states:
             if hold.in_flight:
-                state.land(hold.grant.amount, hold.expected)
-            state.charge(nano, tokens)
+                state.land(hold.grant.amount, hold.expected, nano, tokens)
+            else:
+                state.charge(nano, tokens)
             if unknown is not hold.unknown:
                 state.unknown = state.unknown.plus(unknown).minus(hold.unknown)
-        hold.charged, hold.unknown, hold.in_flight = charge, unknown, False
-        if not any(unknown):
+            balances.append(state.balance())
+        if any(unknown):
+            hold.charged, hold.unknown, hold.in_flight = charge, unknown, False
+        else:
             del self._holds[call_id]
-        return Settlement(call_id, charge, unknown, tuple([state.balance() for state in hold.states]))
+        return _new(Settlement, (call_id, charge, unknown, tuple(balances)))
 
     def _release(self, call_id: str) -> Settlement | None:
         if call_id in self._holds:
@@ -236,6 +260,8 @@ class MemoryLedger:
         return state
 
     def _state(self, account: Account) -> State:
-        state = self._known(account.id)
-        state.give(account.caps)
+        account_id, caps, _ = account
+        state = self._accounts.get(account_id) or self._known(account_id)
+        if state.given is not caps:
+            state.give(caps)
         return state

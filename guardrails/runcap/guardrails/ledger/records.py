@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..money import to_usd
@@ -21,6 +22,8 @@ SCHEMA = 1
 
 NAMED_TAGS = ("task", "prompt_version", "feature")
 """Tags that have a field of their own in an exported record."""
+
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 _NO_TAGS: Mapping[str, str] = {}
 
@@ -39,13 +42,29 @@ class About(NamedTuple):
 
     def to_json(self) -> str:
         """As a ledger keeps it beside a hold."""
-        return json.dumps(self._asdict(), separators=(",", ":"), ensure_ascii=False)
+        run_id, parent, tags, provider, model, tier, attempt, started_ns = self
+        shared = _shared(run_id, parent, tuple(tags.items()), provider, model, tier)
+        return f'{shared},"attempt":{attempt},"started_ns":{started_ns}}}'
 
     @classmethod
     def from_json(cls, text: str | None) -> About:
         """Read what `to_json` wrote; fields added by a later version are passed over."""
         told = json.loads(text) if text else {}
         return cls(**{name: value for name, value in told.items() if name in cls._fields} or {"run_id": ""})
+
+
+@lru_cache(1_024)
+def _shared(
+    run_id: str,
+    parent_run_id: str | None,
+    tags: tuple[tuple[str, str], ...],
+    provider: str | None,
+    model: str | None,
+    tier: str | None,
+) -> str:
+    """What the calls of a run have in common, up to where they differ."""
+    values = (run_id, parent_run_id, dict(tags), provider, model, tier)
+    return _to_json(dict(zip(About._fields, values, strict=False)))[:-1]
 
 
 class Outcome(NamedTuple):

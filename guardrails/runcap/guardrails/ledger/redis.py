@@ -16,9 +16,11 @@ from ..clock import Clock, new_id
 from .base import Account, Balance, Grant, LedgerError, Offer, Refusal, Settlement
 from .lasting import DEAD_AFTER, HEARTBEAT, Ending, Lasting, check_seconds
 from .records import About, Outcome, UsageRecord
-from .redis_clients import AsyncLines, Lines, Steps, Target
+from .redis_clients import AsyncLines, Lines, Steps
 from .redis_errors import Unanswered, too_late
+from .redis_scripts import all_scripts
 from .redis_steps import Asking
+from .redis_target import Target
 from .redis_wire import check_amounts, record_of
 from .timekeeper import elapsed_ns
 from .unknowns import UnknownCall
@@ -40,8 +42,8 @@ class RedisLedger(Lasting):
     nothing at all, cannot know that something was there: `epoch` tells it.
 
     Args:
-        url: `redis://`, `rediss://` (TLS) or `unix://`, as redis-py understands them. Of a cluster, any node: the ledger
-            goes to the one that has its keys.
+        url: `redis://`, `rediss://` (TLS) or `unix://`, as redis-py understands them. Of a cluster, any node: the
+            ledger goes to the one that has its keys.
         namespace: whose ledger this is, among several in one Redis. All its keys begin with `{runcap:NAMESPACE}:`.
         timeout: seconds within which an operation succeeds or is refused, connecting and all (but for the look-up of
             a host's name, which the system does in its own time).
@@ -74,6 +76,7 @@ class RedisLedger(Lasting):
             raise ValueError(f"epoch must be what ledger.epoch says, got {epoch!r}")
         if not isinstance(url, str):
             raise ValueError(f'RedisLedger takes a URL, e.g. RedisLedger("redis://localhost:6379"); got {url!r}')  # noqa: TRY004
+        all_scripts()  # reads files: not to be done later, on an event loop
         self._timeout = timeout
         self._target = Target(url, timeout)
         self._lines, self._async_lines = Lines(self._target), AsyncLines(self._target)
@@ -304,15 +307,7 @@ class RedisLedger(Lasting):
         return answer
 
     def _run(self, steps: Steps[T]) -> T:
-        """`Lasting._turn`, written out: a context manager costs as much as packing the command."""
-        if self._interrupts():
-            raise LedgerError("a model call was made by a finalizer that interrupted the ledger")
-        self._check_fork()
-        self._inside.turn = True
-        try:
-            return self._lines.drive(steps, self._until())
-        finally:
-            self._inside.turn = False
+        return self._in_turn(self._lines.drive, steps, self._until())
 
     async def _arun(self, steps: Steps[T], until: float | None = None) -> T:
         self._check_fork()
@@ -386,11 +381,12 @@ class RedisLedger(Lasting):
     def _disconnect(self) -> None:
         if os.getpid() == self._pid:
             self._retire()
+            self._async_lines.let_go()
         else:
             self._asking.open.clear()
+            self._async_lines.abandon()
         self._asking.known.new_owner()
         self._lines.close()
-        self._async_lines.forget()
 
     def _retire(self) -> None:
         if not self._asking.known.met:

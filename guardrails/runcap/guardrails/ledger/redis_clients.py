@@ -9,105 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator
-from functools import cache
+from collections.abc import AsyncGenerator, Generator
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from .base import LedgerError
-from .redis_errors import answered, too_late, unreachable
+from .redis_target import Address, Target
 
 T = TypeVar("T")
 
-Address = tuple[str, int]
-"""A node of a cluster. None is the server of the URL."""
+
+Commands = tuple[tuple[Any, ...], ...]
 
 
 class Request(NamedTuple):
     """Commands to be sent at once, to whom, and whether they may be sent once more where the connection broke."""
 
-    commands: tuple[tuple[Any, ...], ...]
+    commands: Commands
     at: Address | None = None
     again: bool = True
 
 
 Steps = Generator[Request, list[Any], T]
 """What is asked of Redis to do something, whoever asks: `Lines` or `AsyncLines`."""
-
-_SOON = 0.001
-
-
-class Target:
-    """A server, as its URL describes it.
-
-    Raises:
-        ImportError: redis-py is not installed.
-        ValueError: the URL is none of Redis'.
-    """
-
-    def __init__(self, url: str, seconds: float) -> None:
-        try:
-            import redis.asyncio.connection  # noqa: PLC0415 - an extra
-            import redis.connection  # noqa: PLC0415
-        except ImportError as error:
-            raise ImportError('RedisLedger needs redis-py: pip install "runcap[redis]"') from error
-        self.seconds = seconds
-        self.errors = redis.exceptions
-        told: dict[str, Any] = dict(redis.connection.parse_url(url))
-        base = told.pop("connection_class", redis.connection.Connection)
-        # Ours stand above the URL's: RESP2 needs no greeting, and time-outs are what the deadline leaves.
-        ours = {"protocol": 2, "decode_responses": True, "encoding": "utf-8", "encoding_errors": "surrogatepass"}
-        dropped = ("socket_timeout", "socket_connect_timeout", "timeout", "retry_on_timeout", "retry_on_error",
-                   "max_connections", "health_check_interval")  # fmt: skip
-        self._settings = {name: value for name, value in told.items() if name not in dropped} | ours
-        self._sync_class: Any = _hurried(base)
-        self._async_class: Any = getattr(redis.asyncio.connection, base.__name__)
-        self.where = str(told.get("path") or f"{told.get('host', 'localhost')}:{told.get('port', 6379)}")
-        self.host: Address = (str(told.get("host", "localhost")), int(told.get("port", 6379)))
-        self.pack = _packer()
-        try:
-            str(told.get("host", "")).encode("idna")
-            self.line(None)
-            self.async_line(None)
-        except (TypeError, UnicodeError) as error:
-            raise ValueError(f"not a URL that redis-py understands: {error}") from error
-
-    def line(self, address: Address | None) -> Any:
-        """A connection, not yet made."""
-        return self._silent(self._sync_class(**self._settings_for(address)))
-
-    def async_line(self, address: Address | None) -> Any:
-        """A connection for a running event loop, not yet made."""
-        return self._silent(self._async_class(socket_timeout=None, socket_connect_timeout=None,
-                                              **self._settings_for(address)))  # fmt: skip
-
-    def failed(self, error: Exception, where: str) -> Exception:
-        """What an error of redis-py means."""
-        if isinstance(error, (self.errors.TimeoutError, TimeoutError)):
-            return too_late(where, self.seconds)
-        if isinstance(
-            error, (self.errors.AuthenticationError, self.errors.BusyLoadingError, self.errors.ResponseError)
-        ):
-            return answered(error, where)
-        return unreachable(error, where)
-
-    def named(self, address: Address | None) -> str:
-        """How errors call a server."""
-        return self.where if address is None else f"{address[0]}:{address[1]}"
-
-    def _settings_for(self, address: Address | None) -> dict[str, Any]:
-        return self._settings if address is None else self._settings | {"host": address[0], "port": address[1]}
-
-    @staticmethod
-    def _silent(line: Any) -> Any:
-        """Without `CLIENT SETINFO`, which costs two round trips."""
-        for name in ("driver_info", "lib_name", "lib_version"):
-            if hasattr(line, name):
-                setattr(line, name, None)
-        return line
 
 
 class Lines:
@@ -173,19 +99,13 @@ class Lines:
 
     def _ask(self, line: Any, request: Request, until: float) -> list[Any]:
         line.until = until
-        ResponseError = self._target.errors.ResponseError  # noqa: N806 - as redis-py names it
+        pack = self._target.pack
+        packed = [pack(command) for command in request.commands]
         try:
-            line.send_packed_command([self._target.pack(command) for command in request.commands])
-            replies: list[Any] = []
-            for _ in request.commands:
-                try:
-                    replies.append(line.read_response())
-                except ResponseError as error:
-                    replies.append(error)
+            return line.exchange(packed)  # type: ignore[no-any-return]
         except BaseException:
             line.disconnect()
             raise
-        return replies
 
     @staticmethod
     def _drop(idle: deque[Any]) -> None:
@@ -228,8 +148,15 @@ class AsyncLines:
         if loop is not None:
             await loop.closer.aclose()
 
-    def forget(self) -> None:
-        """Let go of the connections of loops that belong to another process, or are closed."""
+    def let_go(self) -> None:
+        """Have every loop close what it has, from whatever thread."""
+        for running, loop in list(self._loops.items()):
+            if not running.is_closed():
+                running.call_soon_threadsafe(loop.drop)
+
+    def abandon(self) -> None:
+        """In a forked child: leave alone what belongs to the parent's loops."""
+        self._abandoned = self._loops  # to be collected would be to close them
         self._loops = WeakKeyDictionary()
 
     async def _here(self) -> _Loop:
@@ -300,15 +227,19 @@ class _Loop:
         else:
             self._idle.setdefault(address, []).append(line)
 
+    def drop(self) -> None:
+        """Close all that are idle."""
+        for idle in self._idle.values():
+            while idle:
+                _abort(idle.pop())
+
     async def _close(self) -> AsyncGenerator[None]:
         try:
             yield
         finally:
             self._over = True
-            idle, self._idle = self._idle, {}
-            for lines in idle.values():
-                for line in lines:
-                    await line.disconnect()
+            self.drop()
+            await asyncio.sleep(0)  # the loop closes them in its next round
 
 
 def _abort(line: Any) -> None:
@@ -317,97 +248,3 @@ def _abort(line: Any) -> None:
     line._writer = line._reader = None  # noqa: SLF001
     if writer is not None:
         writer.transport.abort()
-
-
-class _Timed:
-    """A socket whose every operation has only as long as the deadline leaves."""
-
-    def __init__(self, sock: Any, line: _Hurried) -> None:
-        self._sock, self._line = sock, line
-        self._quiet = select.poll()
-        self._quiet.register(sock, select.POLLIN)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
-
-    def recv_into(self, buffer: Any, *rest: Any) -> int:
-        self._sock.settimeout(self._line.socket_timeout)
-        received: int = self._sock.recv_into(buffer, *rest)
-        return received
-
-    def recv(self, *rest: Any) -> bytes:
-        self._sock.settimeout(self._line.socket_timeout)
-        received: bytes = self._sock.recv(*rest)
-        return received
-
-    def sendall(self, data: Any) -> None:
-        self._sock.settimeout(self._line.socket_timeout)
-        self._sock.sendall(data)
-
-    def is_quiet(self) -> bool:
-        """Nobody closed it, and nothing came unasked."""
-        return not self._quiet.poll(0)
-
-
-class _Hurried:
-    """What a connection of redis-py needs to keep a deadline."""
-
-    until = float("inf")
-    _sock: _Timed | None
-
-    @property
-    def socket_timeout(self) -> float:
-        """What is left; never zero, which would mean not to wait at all."""
-        left = self.until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return max(left, _SOON)
-
-    @socket_timeout.setter
-    def socket_timeout(self, value: object) -> None:
-        """redis-py's own time-outs do not count."""
-
-    @property
-    def socket_connect_timeout(self) -> float:
-        """What is left for connecting."""
-        return self.socket_timeout
-
-    @socket_connect_timeout.setter
-    def socket_connect_timeout(self, value: object) -> None:
-        """redis-py's own time-outs do not count."""
-
-    def is_quiet(self) -> bool:
-        """It can be used."""
-        return self._sock is not None and self._sock.is_quiet()
-
-
-@cache
-def _hurried(base: type) -> type:
-    def _connect(self: Any) -> _Timed:
-        return _Timed(base._connect(self), self)  # type: ignore[attr-defined]  # noqa: SLF001 - made to be overridden
-
-    return type(f"Hurried{base.__name__}", (_Hurried, base), {"_connect": _connect})
-
-
-def _packer() -> Callable[[tuple[Any, ...]], bytes]:
-    try:
-        from hiredis import pack_command  # noqa: PLC0415 - it makes redis-py faster where it is installed
-    except ImportError:
-        pack_command = _pack
-
-    def pack(command: tuple[Any, ...]) -> bytes:
-        try:
-            packed: bytes = pack_command(command)
-        except UnicodeEncodeError:  # half a character, in an id or a tag
-            packed = _pack(command)
-        return packed
-
-    return pack
-
-
-def _pack(command: tuple[Any, ...]) -> bytes:
-    parts = [b"*%d\r\n" % len(command)]
-    for arg in command:
-        raw = arg if isinstance(arg, bytes) else str(arg).encode("utf-8", "surrogatepass")
-        parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
-    return b"".join(parts)

@@ -20,17 +20,50 @@ _ADVICE = (
 )
 
 
+_CODES = {
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
+    "NoPermissionError": "NOPERM",
+    "BusyLoadingError": "LOADING",
+    "ClusterDownError": "CLUSTERDOWN",
+    "MasterDownError": "MASTERDOWN",
+    "MovedError": "MOVED",
+    "AskError": "ASK",
+}
+"""What Redis said, of errors that redis-py before version 8 tells by their class alone."""
+
+
 class Unanswered(LedgerError):
     """What was asked may have happened, and nobody said so."""
 
 
 def answered(error: Exception, where: str) -> LedgerError:
     """Redis answered with an error."""
-    code = getattr(error, "status_code", None)
-    text = str(error)
-    told = text if code is None or text.startswith(code) else f"{code} {text}"
+    code, text = _code(error), str(error)
+    told = text if text.startswith(code) else f"{code} {text}"
     advice = next((advice for start, advice in _ADVICE if told.startswith(start)), None)
     return LedgerError(f"Redis at {where} cannot keep the ledger: " + (f"{advice} ({told})" if advice else told))
+
+
+def _code(error: Exception) -> str:
+    if type(error).__name__ == "AuthenticationError" and getattr(error, "status_code", None) is None:
+        return "NOAUTH" if "required" in str(error) else "WRONGPASS"
+    return getattr(error, "status_code", None) or _CODES.get(type(error).__name__, "")
+
+
+def redirect(error: object) -> tuple[str, str, int] | None:
+    """Where a cluster sends us: "MOVED" for good or "ASK" once, the host ("" is the same), the port."""
+    if not isinstance(error, Exception):
+        return None
+    code, *rest = f"{_code(error)} {error}".split()
+    code = rest.pop(0) if rest and rest[0] in ("MOVED", "ASK") else code
+    if code not in ("MOVED", "ASK") or len(rest) != _SLOT_AND_NODE:
+        return None
+    host, _, port = rest[1].rpartition(":")
+    return code, host, int(port)
+
+
+_SLOT_AND_NODE = 2
 
 
 def too_late(where: str, seconds: float) -> Unanswered:

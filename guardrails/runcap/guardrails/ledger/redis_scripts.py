@@ -36,7 +36,8 @@ def script(name: str) -> Script:
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
+@cache
 def all_scripts() -> tuple[Script, ...]:
-    """Every script there is."""
+    """Every script there is; read from their files the first time."""
     names = sorted(path.stem for path in _FOLDER.glob("*.lua") if path.stem not in _PARTS)
     return tuple(script(name) for name in names)

@@ -40,13 +40,14 @@ class Known:
         forgotten = beat is None or elapsed_ns() - beat > FORGOTTEN_AFTER / 2 * 1e9
         return self.epoch or "", self._seq, owner, 0 if forgotten else self._acknowledged, 1 if due else 0
 
-    def note(self, reply: Reply) -> None:
-        """A reply arrived."""
+    def note(self, reply: Reply, epoch: str | None) -> None:
+        """A reply arrived, to what was asked in this epoch."""
         _, seq, time_us, own, *_ = reply
         with self._lock:
-            self._seq = max(self._seq, seq)
-            self._acknowledged = max(self._acknowledged, own)
             self._anchor = (time_us * 1_000, elapsed_ns())
+            if epoch == self.epoch:
+                self._seq = max(self._seq, seq)
+                self._acknowledged = max(self._acknowledged, own)
 
     def saw(self, reply: Reply, balances: Iterable[Balance]) -> None:
         """The reply had these balances."""
@@ -71,10 +72,11 @@ class Known:
         self.met = False
 
     def join(self, reply: Reply) -> None:
-        """The ledger is in this epoch. A number of an earlier one stays: the numbers go on."""
+        """The ledger is in another epoch: what was reached in the one before does not count any more."""
         with self._lock:
-            self.epoch = reply[HEAD]
-            self._acknowledged = 0
+            self._seq, self._acknowledged = reply[1], 0
+            self._balances = {account_id: (0, balance) for account_id, (_, balance) in self._balances.items()}
+            self.epoch = reply[HEAD]  # last: args() reads it first
 
     def time_ns(self) -> int | None:
         """Redis' time, None where it has not been asked yet."""

@@ -13,9 +13,10 @@ from . import redis_wire as wire
 from .base import Account, Balance, Grant, LedgerError, Offer, Refusal, Settlement
 from .lasting import Ending
 from .records import About, Outcome
-from .redis_clients import Address, Request, Steps, Target
+from .redis_clients import Commands, Request, Steps
 from .redis_scripts import all_scripts, script
 from .redis_state import FORGOTTEN_AFTER, Known
+from .redis_target import Address, Target
 from .redis_wire import HEAD, Hold, Keys, Mine, Reply
 from .timekeeper import elapsed_ns
 
@@ -26,6 +27,8 @@ _HOPS = 5
 """How often a cluster may send us elsewhere before that counts as an error."""
 
 _EVICTING = "allkeys"
+
+_NOT_OURS = frozenset((b"FOREIGN", b"NEWER", "FOREIGN", "NEWER"))
 
 
 class Asking:
@@ -80,7 +83,7 @@ class Asking:
         args = wire.settle_args(ending, mine)
         keys = self.keys.for_settle(ending.call_id, args[6], accounts)
         reply = yield from self._run("settle", keys, args, signs=False)
-        if reply[0] == "GONE" and mine is not None:
+        if reply[0] == b"GONE" and mine is not None:
             reply = yield from self._run("settle", keys, args + mine.lost(), signs=False)
         settled = wire.settlement(ending, accounts, reply)
         if settled is not None:
@@ -122,9 +125,9 @@ class Asking:
     def reopen(self) -> Steps[bool]:
         """Go on after a loss; whether there was one."""
         reply = yield from self._run("reopen", self.keys.base, (new_id(),))
-        if reply[0] == "OK":
-            self.known.join(reply)
-        return bool(reply[0] == "OK")
+        if reply[0] == b"OK":
+            self.known.join(wire.readable(reply))
+        return bool(reply[0] == b"OK")
 
     def beat(self) -> Steps[None]:
         """Say that this owner lives, and see that Redis may still be trusted."""
@@ -142,30 +145,30 @@ class Asking:
         count, passed = 0, 0
         while True:
             reply = yield from self._run("aged", (*self.keys.base, self.keys.held), (silent_us, passed, _PAGE))
-            holds = yield from self._holds(reply[HEAD])
+            call_ids = wire.readable(reply[HEAD])
+            holds = yield from self._holds(call_ids)
             for hold in holds:
                 if (yield from self._bury(hold, silent_us)):
                     count += 1
                 else:
                     passed += 1
-            if len(reply[HEAD]) < _PAGE:
+            if len(call_ids) < _PAGE:
                 return count
 
     def unknowns(self) -> Steps[list[Hold]]:
         """Every hold that is unknown, oldest first."""
         reply = yield from self._run("unknown", (*self.keys.base, self.keys.unknown), ())
-        call_ids, found = reply[HEAD], []
+        call_ids, found = wire.readable(reply[HEAD]), []
         for at in range(0, len(call_ids), _PAGE):
             found += yield from self._holds(call_ids[at : at + _PAGE])
         return [hold for hold in found if hold.state == "unknown"]
 
     def page(self, run_id: str | None, begin: str | int, end: str) -> Steps[list[Any]]:
         """The next entries of the usage stream, from an entry's id on, or of a run's list, from a position on."""
-        keys = (*self.keys.base, self.keys.usage, self.keys.verdicts, self.keys.revised)
-        if run_id is not None:
-            keys += (self.keys.run(run_id),)
+        of_run = () if run_id is None else (self.keys.run(run_id),)
+        keys = (*self.keys.base, self.keys.usage, self.keys.verdicts, self.keys.revised, *of_run)
         reply = yield from self._run("page", keys, (begin, end, _PAGE))
-        entries: list[Any] = reply[HEAD]
+        entries: list[Any] = wire.readable(reply[HEAD])
         return entries
 
     # Inside
@@ -196,7 +199,7 @@ class Asking:
             record = wire.record_json(outcome, hold.about_json, hold.amount.nano)
         args = (hold.call_id, silent_us, "1" if orphan else "0", hold.about.run_id, record)
         reply = yield from self._run("bury", self.keys.for_bury(hold), args)
-        return bool(reply[0] == "OK")
+        return bool(reply[0] == b"OK")
 
     def _beat_due(self) -> bool:
         last = self.known.beat_ns
@@ -214,22 +217,24 @@ class Asking:
             yield from self._meet()
         due = signs and self._beat_due()
         for _ in range(_HOPS):
-            rest = (len(keys), *keys, *known.args(self._owner(), due=due), *args)
+            first = known.args(self._owner(), due=due)
+            rest = (len(keys), *keys, *first, *args)
             [reply] = yield from self._ask((("EVALSHA", it.sha, *rest),), again=again)
             if isinstance(reply, self.target.errors.NoScriptError):
                 [reply] = yield from self._ask((("EVAL", it.text, *rest),), again=again)
             if isinstance(reply, Exception):
                 raise errors.answered(reply, self.where)
-            if reply[0] == "EPOCH":
-                known.join(reply)
+            if reply[0] == b"EPOCH":
+                known.join(wire.readable(reply))
                 continue
             self._check_ours(reply)
-            known.note(reply)
+            known.note(reply, first[0])
             if due:
                 known.beat_ns = elapsed_ns()
-            if reply[0] == "LOST":
-                raise errors.lost(reply[HEAD], self.keys.tag, self.where)
-            return reply
+            if reply[0] == b"LOST":
+                raise errors.lost(wire.readable(reply[HEAD]), self.keys.tag, self.where)
+            answer: Reply = reply
+            return answer
         raise LedgerError(f"the ledger in Redis changes its epoch all the time ({self.keys.tag} at {self.where})")
 
     def _meet(self) -> Steps[None]:
@@ -245,13 +250,13 @@ class Asking:
         for reply in replies:
             if isinstance(reply, Exception):
                 raise errors.answered(reply, self.where)
-        self._check_policy(replies[0])
-        reply = replies[-1]
+        self._check_policy(wire.readable(replies[0]))
+        reply = wire.readable(replies[-1])
         self._check_ours(reply)
         if known.epoch is None:
             known.join(reply)
         self._saw_time(reply[HEAD + 1] * 1_000)
-        known.note(reply)
+        known.note(reply, reply[HEAD])
         known.met = True
 
     def _check_policy(self, info: str) -> None:
@@ -261,37 +266,45 @@ class Asking:
             raise errors.evicting(name, self.where)
 
     def _check_ours(self, reply: Reply) -> None:
-        if reply[0] == "FOREIGN":
-            self.known.met = False
-            raise errors.foreign(reply[HEAD])
-        if reply[0] == "NEWER":
-            self.known.met = False
-            raise errors.newer(reply[HEAD], reply[HEAD + 1])
+        if reply[0] not in _NOT_OURS:
+            return
+        self.known.met = False
+        status, _, _, _, *told = wire.readable(reply)
+        raise errors.foreign(*told) if status == "FOREIGN" else errors.newer(*told)
 
-    def _ask(self, commands: tuple[tuple[Any, ...], ...], *, again: bool = True) -> Steps[list[Any]]:
-        """Ask the node that has the namespace; a cluster says which that is."""
-        request = Request(commands, self._home, again)
+    def _ask(self, commands: Commands, *, again: bool = True) -> Steps[list[Any]]:
+        """Ask the node that has the namespace."""
+        try:
+            replies = yield Request(commands, self._home, again)
+        except errors.Unanswered:
+            self._home = self._nodes.pop(0) if self._nodes else None  # the next may ask another node
+            raise
+        if isinstance(replies[-1], Exception):
+            moved = errors.redirect(replies[-1])
+            if moved is not None:
+                replies = yield from self._follow(moved, commands, again=again)
+        return replies
+
+    def _follow(self, moved: tuple[str, str, int] | None, commands: Commands, *, again: bool) -> Steps[list[Any]]:
+        """Go where a cluster sends us."""
+        at, replies = self._home or self.target.host, list[Any]()
         for _ in range(_HOPS):
-            try:
-                replies = yield request
-            except errors.Unanswered:
-                self._home = self._nodes.pop(0) if self._nodes else None  # the next may ask another node
-                raise
-            moved = replies[-1]
-            if not isinstance(moved, self.target.errors.AskError):  # of which a MovedError is one
+            if moved is None:
                 return replies[-len(commands) :]
-            node = (moved.host or (request.at or self.target.host)[0], int(moved.port))
-            if isinstance(moved, self.target.errors.MovedError):
-                self._home = node
-                request = Request(commands, node, again)
-                yield from self._learn_nodes(node)
+            kind, host, port = moved
+            at = (host or at[0], port)
+            if kind == "MOVED":
+                self._home = at
+                yield from self._learn_nodes(at)
+                replies = yield Request(commands, at, again)
             else:
-                request = Request((("ASKING",), *commands), node, again)
+                replies = yield Request((("ASKING",), *commands), at, again)
+            moved = errors.redirect(replies[-1])
         raise LedgerError(f"the Redis cluster at {self.target.where} sends us from node to node")
 
     def _learn_nodes(self, node: Address) -> Steps[None]:
         """Whom to ask where this node is gone."""
         [slots] = yield Request((("CLUSTER", "SLOTS"),), node)
         if isinstance(slots, list):
-            nodes = {(host or node[0], int(port)) for _, _, *nodes in slots for host, port, *_ in nodes}
+            nodes = {(host or node[0], int(port)) for _, _, *nodes in wire.readable(slots) for host, port, *_ in nodes}
             self._nodes = sorted(nodes - {node})

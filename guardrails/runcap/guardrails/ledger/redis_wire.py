@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from struct import Struct
 from typing import Any, NamedTuple
 
 from ..amounts import UNITS, ZERO, Amounts, Caps
@@ -23,6 +24,11 @@ HEAD = 4
 
 LARGEST = 2**53 - 1
 """The largest amount Redis' scripts count exactly: nine million dollars in nano-dollars."""
+
+_ACCOUNT, _HOLD, _OFFER, _CAPS = (Struct(f"<{count}q") for count in (20, 13, 15, 4))
+"""Numbers as they are packed: see common.lua."""
+
+_NO_CAP = -1
 
 _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 _new = tuple.__new__  # see amounts
@@ -48,7 +54,7 @@ class Keys:
         self._before_hold = (*self.base, self.held, self.dead)
 
     def account(self, account_id: str) -> str:
-        """An account: text, see common.lua."""
+        """An account; see common.lua."""
         return self._account + account_id
 
     def top_ups(self, account_id: str) -> str:
@@ -56,7 +62,7 @@ class Keys:
         return f"{self.tag}:t:{account_id}"
 
     def hold(self, call_id: str) -> str:
-        """A call that is held, or left something unknown: text, see holding.lua."""
+        """A call that is held, or left something unknown; see common.lua."""
         return self._hold + call_id
 
     def run(self, run_id: str) -> str:
@@ -91,10 +97,9 @@ class Mine(NamedTuple):
     about: About | None
     told: str
 
-    def lost(self) -> tuple[str, str]:
+    def lost(self) -> tuple[bytes, str]:
         """The last arguments of settle.lua."""
-        figures = (self.offer, *self.amount, self.expected[0], self.expected[1], 0, 0, 0, 0, 0, 0)
-        return _to_json(figures), self.told
+        return _HOLD.pack(self.offer, *self.amount, self.expected[0], self.expected[1], *[0] * 6), self.told
 
 
 class Hold(NamedTuple):
@@ -153,18 +158,15 @@ def reserve_args(call_id: str, offers: Sequence[Offer], accounts: Sequence[Accou
         figures = (*most, *least, expected[0], expected[1], *spare, 1 if last else 0)
         if max(figures) > LARGEST:
             raise ValueError(f"an offer is larger than what Redis counts exactly ({LARGEST}): {most}")
-        args.append(_OFFER % figures)
-    args += [_caps_json(account.caps) for account in accounts]
+        args.append(_OFFER.pack(*figures))
+    args += [_packed(account.caps) for account in accounts]
     return args
 
 
-_OFFER = f"[{','.join(['%d'] * 15)}]"
-
-
 @lru_cache(1_024)
-def _caps_json(caps: Caps) -> str:
+def _packed(caps: Caps) -> bytes:
     # A cap beyond what can be counted is never reached; the nearest one that can be told is as good.
-    return _to_json([None if cap is None else min(cap, LARGEST) for cap in caps])
+    return _CAPS.pack(*(_NO_CAP if cap is None else min(cap, LARGEST) for cap in caps))
 
 
 def settle_args(ending: Ending, mine: Mine | None) -> tuple[Any, ...]:
@@ -193,37 +195,45 @@ def check_amounts(*amounts: Amounts) -> None:
             raise ValueError(f"an amount is larger than what Redis counts exactly ({LARGEST}): {amount}")
 
 
-def balance_of(account_id: str, text: str | None) -> Balance:
-    """An account out of its text; see common.lua."""
-    if text is None:
+def balance_of(account_id: str, stored: bytes | None) -> Balance:
+    """An account as it is stored; see common.lua."""
+    if stored is None:
         return Balance(account_id)
-    figures, extra, given, stopped = text.split("\n")
-    _, in_flight, nano, tokens, steps, tool_calls, held, held_tokens, unknown, unknown_tokens, expected, more = map(
-        int, figures[1:-1].split(",")
-    )
+    (
+        _, in_flight, nano, tokens, steps, tool_calls, held, held_tokens, unknown, unknown_tokens, expected, more, *caps
+    ) = _ACCOUNT.unpack_from(stored)  # fmt: skip
+    stopped = stored[_ACCOUNT.size :]
     values = (
         account_id,
-        _caps(given, extra),
+        _caps(*caps),
         _new(Amounts, (nano, tokens, steps, tool_calls)),
         _new(Amounts, (held, held_tokens, 0, 0)),
         _new(Amounts, (unknown, unknown_tokens, 0, 0)),
         _new(Amounts, (expected, more, 0, 0)),
         in_flight,
-        None if stopped == "null" else json.loads(stopped),
+        json.loads(readable(stopped)) if stopped else None,
     )
     return _new(Balance, values)
 
 
 @lru_cache(1_024)
-def _caps(given: str, extra: str) -> Caps:
-    return Caps(*json.loads(given)).plus(Amounts(*json.loads(extra)))
+def _caps(*figures: int) -> Caps:
+    extra, given = Amounts(*figures[:4]), figures[4:]
+    return Caps(*(None if cap == _NO_CAP else cap for cap in given)).plus(extra)
+
+
+def readable(reply: Any) -> Any:
+    """A reply, or a part of one, as text."""
+    if isinstance(reply, bytes):
+        return reply.decode("utf-8", "surrogatepass")
+    return [readable(item) for item in reply] if isinstance(reply, list) else reply
 
 
 def reservation(
     call_id: str, offers: Sequence[Offer], accounts: tuple[Account, ...], reply: Reply
 ) -> tuple[Grant | Refusal, tuple[Balance, ...]]:
     """What reserve.lua answered, and the accounts it told of."""
-    if reply[0] == "OK":
+    if reply[0] == b"OK":
         balances = tuple(map(balance_of, [account.id for account in accounts], reply[9:]))
         return _new(Grant, (call_id, reply[4], _new(Amounts, reply[5:9]), balances)), balances
     account, unit, last = accounts[reply[4] - 1], reply[5], offers[-1]
@@ -234,7 +244,7 @@ def reservation(
 
 def settlement(ending: Ending, accounts: Sequence[str], reply: Reply) -> Settlement | None:
     """What settle.lua answered."""
-    if reply[0] != "OK":
+    if reply[0] != b"OK":
         return None
     told = zip(reply[HEAD::2], reply[HEAD + 1 :: 2], strict=True)
     balances = tuple([balance_of(accounts[n - 1], text) for n, text in told])
@@ -283,11 +293,11 @@ def record_of(entry: Reply, verdict: str | None) -> UsageRecord:
 
 def hold_of(call_id: str, told: Reply) -> Hold | None:
     """A hold out of the reply of holds.lua; None where there is none."""
-    text, entry, verdict = told
-    if text is None:
+    stored, entry, verdict = told
+    if stored is None:
         return None
-    figures, state, owner, _, _, accounts, about = text.split("\n", 6)
-    _, nano, tokens, steps, tool_calls, expected, expected_tokens, since_us, *rest = json.loads(figures)
+    state, owner, _, _, accounts, about = readable(stored[_HOLD.size :]).split("\n", 5)
+    _, nano, tokens, steps, tool_calls, expected, expected_tokens, since_us, *rest = _HOLD.unpack_from(stored)
     charged, charged_tokens, unknown, unknown_tokens, _ = rest
     return Hold(
         call_id=call_id,
@@ -300,5 +310,5 @@ def hold_of(call_id: str, told: Reply) -> Hold | None:
         unknown=Amounts(unknown, unknown_tokens),
         expected=Amounts(expected, expected_tokens),
         about_json=about,
-        record=None if entry is None else record_of(entry, verdict),
+        record=None if entry is None else record_of(readable(entry), readable(verdict)),
     )

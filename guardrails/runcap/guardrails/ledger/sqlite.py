@@ -36,8 +36,6 @@ _TOMBSTONES = 65_536
 _PAGE = 1_000
 _FOREVER_NS = 2**63 - 1
 
-_KNOWN = """SELECT EXISTS (SELECT 1 FROM holds WHERE call_id = ?1),
-  EXISTS (SELECT 1 FROM tombstones WHERE call_id = ?1)"""
 _FORGET = "DELETE FROM tombstones WHERE call_id IN (SELECT call_id FROM tombstones ORDER BY at_ns LIMIT ?)"
 
 
@@ -77,7 +75,8 @@ class SQLiteLedger(Lasting):
         self._pool: ThreadPoolExecutor | None = None
         self._last_beat_ns: int | None = None
         super().__init__(clock=clock, heartbeat=heartbeat, dead_after=dead_after)
-        with self._file.writing() as connection:  # a file that cannot be written is told of now
+        with self._file.writing() as connection:
+            connection.execute("DELETE FROM owners WHERE id = ''")  # a file that cannot be written is told of now
             self._last_entry(connection)
 
     def __repr__(self) -> str:
@@ -94,9 +93,7 @@ class SQLiteLedger(Lasting):
             LedgerError: the file could not be written in time.
         """
         self._flush()
-        with self._turn(), self._file.writing() as connection:
-            answer = self._reserve(connection, call_id, offers, accounts, about)
-            self._saw((answer.balance,) if isinstance(answer, Refusal) else answer.balances)
+        answer = self._in_turn(self._file.write, self._reserve, call_id, offers, accounts, about)
         self._heart.start()
         return answer
 
@@ -150,6 +147,14 @@ class SQLiteLedger(Lasting):
         """
         if self._interrupts():
             return None
+        try:
+            self._flush()
+            return self._shut(account_id)
+        except LedgerError:
+            self._later(partial(self._shut, account_id))
+            raise
+
+    def _shut(self, account_id: str) -> Balance:
         with self._turn(), self._file.writing() as connection:
             row = rows.row_of(connection, account_id)
             if row is None:
@@ -177,16 +182,14 @@ class SQLiteLedger(Lasting):
         all: bool = False,
     ) -> Iterator[UsageRecord]:
         """See `Lasting.records`. Read a page at a time, so that nobody waits for whoever reads them."""
-        after, begin, end = 0, since_ns or 0, _FOREVER_NS if until_ns is None else until_ns
-        while True:
+        begin, end = since_ns or 0, _FOREVER_NS if until_ns is None else until_ns
+        after: int | None = 0
+        while after is not None:
             with self._turn(), self._file.reading() as connection:
-                page = rows.usage_page(
+                page, after = rows.usage_page(
                     connection, after, _PAGE, run_id=run_id, since_ns=begin, until_ns=end, every_revision=all
                 )
-            for after, record in page:  # noqa: B007 - where the next page begins
-                yield record
-            if len(page) < _PAGE:
-                return
+            yield from page
 
     # The async face
 
@@ -238,37 +241,51 @@ class SQLiteLedger(Lasting):
         accounts: tuple[Account, ...],
         about: About | None,
     ) -> Grant | Refusal:
+        answer = self._answer(connection, call_id, offers, accounts, about)
+        self._saw((answer.balance,) if isinstance(answer, Refusal) else answer.balances)
+        return answer
+
+    def _answer(
+        self,
+        connection: sqlite3.Connection,
+        call_id: str,
+        offers: tuple[Offer, ...],
+        accounts: tuple[Account, ...],
+        about: About | None,
+    ) -> Grant | Refusal:
         now = self._time_ns()
         self._beat_if_due(connection, now)
-        held, dead = connection.execute(_KNOWN, (call_id,)).fetchone()
-        states = rows.rows_of(connection, accounts)
+        states, held, dead = rows.asked(connection, call_id, accounts)
         if held:
             return _granted_before(connection, call_id, states)
-        answer = decide(call_id, offers, accounts, states, dead=bool(dead))
+        answer = decide(call_id, offers, accounts, states, dead=dead)
         if isinstance(answer, Refusal):
             return answer
         index, amount = answer
-        expected = offers[index].expected
+        expected, balances, charged_to = offers[index].expected, [], []
         for state in states:
             state.hold(amount, expected)
-            rows.write_row(connection, state)
+            balances.append(state.balance())
+            charged_to.append((state.n, state.id))
+        rows.write_held(connection, states)
         if amount[0] or amount[1]:
-            charged_to = [(state.n, state.id) for state in states]
             note = None if about is None else about.to_json()
             hold = Hold(call_id, self.owner, "held", index, amount, expected, ZERO, ZERO, now, 0, charged_to, note)
             rows.write_hold(connection, hold)
-        return Grant(call_id, index, amount, tuple([state.balance() for state in states]))
+        return Grant(call_id, index, amount, tuple(balances))
 
     def _book(self, ending: Ending) -> Settlement | None:
-        with self._turn(), self._file.writing() as connection:
-            hold = rows.hold_of(connection, ending.call_id)
-            if hold is None:
-                if ending.charge is None:
-                    self._bury_early(connection, ending.call_id)
-                return None
-            settlement = self._settle(connection, hold, ending.charge or ZERO, ending.unknown, ending.outcome)
-            self._saw(settlement.balances)
-            return settlement
+        return self._in_turn(self._file.write, self._end_call, ending)
+
+    def _end_call(self, connection: sqlite3.Connection, ending: Ending) -> Settlement | None:
+        hold = rows.hold_of(connection, ending.call_id)
+        if hold is None:
+            if ending.charge is None:
+                self._bury_early(connection, ending.call_id)
+            return None
+        settlement = self._settle(connection, hold, ending.charge or ZERO, ending.unknown, ending.outcome)
+        self._saw(settlement.balances)
+        return settlement
 
     def _settle(
         self, connection: sqlite3.Connection, hold: Hold, charge: Amounts, unknown: Amounts, outcome: Outcome | None
@@ -277,13 +294,19 @@ class SQLiteLedger(Lasting):
         nano, tokens = charge[0] - hold.charged[0], charge[1] - hold.charged[1]
         for row in charged_to:
             if hold.state == "held":
-                row.land(hold.amount, hold.expected)
-            row.charge(nano, tokens)
-            row.unknown = row.unknown.plus(unknown).minus(hold.unknown)
-            rows.write_row(connection, row)
-        if any(unknown):
-            left = hold._replace(state="unknown", charged=charge, unknown=unknown, revision=hold.revision + 1)
-            rows.write_hold(connection, left)
+                row.land(hold.amount, hold.expected, nano, tokens)
+            else:
+                row.charge(nano, tokens)
+        left = any(unknown)
+        if left or hold.state != "held":
+            for row in charged_to:
+                row.unknown = row.unknown.plus(unknown).minus(hold.unknown)
+                rows.write_row(connection, row)
+        else:
+            rows.write_landed(connection, charged_to)
+        if left:
+            rest = hold._replace(state="unknown", charged=charge, unknown=unknown, revision=hold.revision + 1)
+            rows.write_hold(connection, rest)
         else:
             connection.execute("DELETE FROM holds WHERE call_id = ?", (hold.call_id,))
         if outcome is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from ..amounts import ZERO, Amounts, Caps
@@ -16,12 +17,22 @@ from .sqlite_schema import ACCOUNT_FIGURES, HOLD_COLUMNS, USAGE_COLUMNS
 from .state import State
 from .unknowns import UnknownCall
 
+_new = tuple.__new__  # see amounts
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+_RUNS = 1_024
+"""How many sets of accounts are remembered as text: a run's calls all have the same."""
+
+_REACH = 10_000
+"""How many usage records are looked at in one go."""
+
 
 @dataclass(slots=True, eq=False)
 class Row(State):
-    """An account in the file; `n` is its number, by which holds know it."""
+    """An account in the file. Holds know it by its number, `n`; `recapped` says that its caps are news to the file."""
 
     n: int = 0
+    recapped: bool = False
 
 
 class Hold(NamedTuple):
@@ -42,42 +53,84 @@ class Hold(NamedTuple):
 
     def values(self) -> tuple[Any, ...]:
         """Its row."""
+        expected, charged, unknown = self.expected, self.charged, self.unknown
         return (
             self.call_id,
             self.owner,
             self.state,
             self.offer,
             *self.amount,
-            *self.expected[:2],
-            *self.charged[:2],
-            *self.unknown[:2],
+            expected[0],
+            expected[1],
+            charged[0],
+            charged[1],
+            unknown[0],
+            unknown[1],
             self.since_ns,
             self.revision,
-            json.dumps(self.accounts, separators=(",", ":")),
+            _accounts_to_json(tuple(self.accounts)),
             self.about,
         )
+
+
+@lru_cache(_RUNS)
+def _accounts_to_json(accounts: tuple[tuple[int, str], ...]) -> str:
+    return json.dumps(accounts, separators=(",", ":"))
+
+
+@lru_cache(_RUNS)
+def _accounts_from_json(text: str) -> tuple[tuple[int, str], ...]:
+    return tuple([(n, account_id) for n, account_id in json.loads(text)])
 
 
 _FIGURES = ", ".join(ACCOUNT_FIGURES)
 _SELECT_ACCOUNT = f"SELECT n, id, {_FIGURES} FROM accounts WHERE"
 _UPDATE_ACCOUNT = f"UPDATE accounts SET {', '.join(f'{name} = ?' for name in ACCOUNT_FIGURES)} WHERE n = ?"
+_UPDATE_HELD = """UPDATE accounts SET spent_steps = ?, spent_tool_calls = ?, held_nano = ?, held_tokens = ?,
+  expected_nano = ?, expected_tokens = ?, in_flight = ? WHERE n = ?"""
+_UPDATE_LANDED = """UPDATE accounts SET spent_nano = ?, spent_tokens = ?, held_nano = ?, held_tokens = ?,
+  expected_nano = ?, expected_tokens = ?, in_flight = ? WHERE n = ?"""
 _INSERT_HOLD = f"INSERT OR REPLACE INTO holds VALUES ({', '.join('?' * len(HOLD_COLUMNS))})"
 _HOLD = f"SELECT {', '.join(HOLD_COLUMNS)} FROM holds"
-_INSERT_USAGE = f"INSERT INTO usage ({', '.join(USAGE_COLUMNS)}) VALUES ({', '.join('?' * len(USAGE_COLUMNS))})"
+INSERT_USAGE = f"INSERT INTO usage ({', '.join(USAGE_COLUMNS)}) VALUES ({', '.join('?' * len(USAGE_COLUMNS))})"
+_KNOWN_CALL = """EXISTS (SELECT 1 FROM holds WHERE call_id = ?1),
+  EXISTS (SELECT 1 FROM tombstones WHERE call_id = ?1)"""
+_KNOWN = f"SELECT {_KNOWN_CALL}"
+_NO_COUNTS = (None,) * len(TOKEN_FIELDS)
 _USAGE = f"SELECT usage.n, {', '.join(f'usage.{name}' for name in USAGE_COLUMNS)}, verdict FROM usage"
 _LATEST = """NOT EXISTS (SELECT 1 FROM usage later WHERE later.call_id = usage.call_id AND later.revision > 0
   AND later.revision > usage.revision)"""
 
 
-def rows_of(connection: sqlite3.Connection, accounts: Sequence[Account]) -> list[Row]:
-    """The accounts of a call, with the caps it came with; those never used before are opened."""
-    marks = ", ".join("?" * len(accounts))
-    found = connection.execute(f"{_SELECT_ACCOUNT} id IN ({marks})", [one.id for one in accounts])
-    known = {row.id: row for row in map(_row, found)}
-    states = [known.get(account.id) or open_row(connection, account.id) for account in accounts]
-    for state, account in zip(states, accounts, strict=True):
-        state.give(account.caps)
-    return states
+class Asked(NamedTuple):
+    """What is read before a call is reserved: its accounts, whether it is held, whether it was released before."""
+
+    states: list[Row]
+    held: bool
+    dead: bool
+
+
+def asked(connection: sqlite3.Connection, call_id: str, accounts: Sequence[Account]) -> Asked:
+    """A call and its accounts, with the caps it came with; those never used before are opened."""
+    found = connection.execute(_ask(len(accounts)), (call_id, *[one.id for one in accounts])).fetchall()
+    known = {values[1]: _row(values) for values in found}
+    states: list[Row] = []
+    for account_id, caps, _ in accounts:
+        state = known.get(account_id)
+        if state is None:
+            state = known[account_id] = open_row(connection, account_id)
+        if state.given != caps:
+            state.give(caps)
+            state.recapped = True
+        states.append(state)
+    held, dead = found[0][-2:] if found else connection.execute(_KNOWN, (call_id,)).fetchone()
+    return Asked(states, bool(held), bool(dead))
+
+
+@cache
+def _ask(accounts: int) -> str:
+    """The statement for so many accounts. What is known of the call is looked up once, and told with each."""
+    return f"SELECT n, id, {_FIGURES}, {_KNOWN_CALL} FROM accounts WHERE id IN ({', '.join('?' * accounts)})"
 
 
 def row_of(connection: sqlite3.Connection, account_id: str) -> Row | None:
@@ -88,9 +141,14 @@ def row_of(connection: sqlite3.Connection, account_id: str) -> Row | None:
 
 def charged_rows(connection: sqlite3.Connection, hold: Hold) -> list[Row]:
     """The accounts a hold is charged to, but for those closed since."""
-    select = f"{_SELECT_ACCOUNT} n = ?"
-    found = [connection.execute(select, (n,)).fetchone() for n, _ in hold.accounts]
-    return [_row(values) for values in found if values is not None]
+    numbers = [n for n, _ in hold.accounts]
+    found = {values[0]: _row(values) for values in connection.execute(_charged(len(numbers)), numbers)}
+    return [found[n] for n in numbers if n in found]
+
+
+@cache
+def _charged(accounts: int) -> str:
+    return f"{_SELECT_ACCOUNT} n IN ({', '.join('?' * accounts)})"
 
 
 def open_row(connection: sqlite3.Connection, account_id: str) -> Row:
@@ -102,6 +160,28 @@ def write_row(connection: sqlite3.Connection, row: Row) -> None:
     """Keep an account's figures."""
     figures = (*row.given, *row.extra, *row.spent, *row.held[:2], *row.unknown[:2], *row.expected[:2])
     connection.execute(_UPDATE_ACCOUNT, (*figures, row.in_flight, row.stopped, row.n))
+
+
+def write_held(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    """Keep what a reservation changes."""
+    if any(row.recapped for row in rows):
+        for row in rows:
+            write_row(connection, row)
+        return
+    values = []
+    for row in rows:
+        spent, held, expected = row.spent, row.held, row.expected
+        values.append((spent[2], spent[3], held[0], held[1], expected[0], expected[1], row.in_flight, row.n))
+    connection.executemany(_UPDATE_HELD, values)
+
+
+def write_landed(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    """Keep what the end of a call changes that leaves nothing unknown."""
+    values = []
+    for row in rows:
+        spent, held, expected = row.spent, row.held, row.expected
+        values.append((spent[0], spent[1], held[0], held[1], expected[0], expected[1], row.in_flight, row.n))
+    connection.executemany(_UPDATE_LANDED, values)
 
 
 def hold_of(connection: sqlite3.Connection, call_id: str) -> Hold | None:
@@ -124,30 +204,34 @@ def append_usage(
     connection: sqlite3.Connection, call_id: str, revision: int, ended_ns: int, outcome: Outcome, unknown: Amounts
 ) -> None:
     """Append a usage record."""
-    about = outcome.about
-    counts = (None,) * len(TOKEN_FIELDS) if outcome.usage is None else outcome.usage.counts()
-    values = (
+    connection.execute(INSERT_USAGE, usage_values(call_id, revision, ended_ns, outcome, unknown))
+
+
+def usage_values(call_id: str, revision: int, ended_ns: int, outcome: Outcome, unknown: Amounts) -> tuple[Any, ...]:
+    """A usage record's row."""
+    about, state, usage, cost_nano, price_source, latency_ns, error_type, resolved_by = outcome
+    run_id, parent_run_id, tags, provider, model, tier, attempt, started_ns = about
+    return (
         call_id,
         revision,
-        about.run_id,
-        about.parent_run_id,
-        json.dumps(dict(about.tags), separators=(",", ":"), ensure_ascii=False) if about.tags else "{}",
-        about.provider,
-        about.model,
-        about.tier,
-        about.attempt,
-        about.started_ns,
+        run_id,
+        parent_run_id,
+        _to_json(dict(tags)) if tags else "{}",
+        provider,
+        model,
+        tier,
+        attempt,
+        started_ns,
         ended_ns,
-        outcome.state,
-        *counts,
-        outcome.cost_nano,
-        unknown.nano,
-        outcome.price_source,
-        outcome.latency_ns,
-        outcome.error_type,
-        outcome.resolved_by,
+        state,
+        *(_NO_COUNTS if usage is None else usage.counts()),
+        cost_nano,
+        unknown[0],
+        price_source,
+        latency_ns,
+        error_type,
+        resolved_by,
     )
-    connection.execute(_INSERT_USAGE, values)
 
 
 def usage_page(
@@ -159,24 +243,37 @@ def usage_page(
     since_ns: int,
     until_ns: int,
     every_revision: bool,
-) -> list[tuple[int, UsageRecord]]:
-    """The next records after number `after`, each with its number."""
+) -> tuple[list[UsageRecord], int | None]:
+    """The next records after number `after`, and the number to go on after; None at the end.
+
+    Of a run's, which have an index, they are the next that match; else those that match among the next few thousand,
+    so that nobody waits while a long file is searched.
+    """
     where = ["usage.n > ?", "ended_ns >= ?", "ended_ns < ?"]
     values: list[Any] = [after, since_ns, until_ns]
     if run_id is not None:
         where.append("usage.run_id = ?")
         values.append(run_id)
+        last = None
+    else:
+        where.append("usage.n <= ?")
+        values.append(after + _REACH)
+        [last] = connection.execute("SELECT max(n) FROM usage").fetchone()
     if not every_revision:
         where.append(_LATEST)
     sql = f"{_USAGE} LEFT JOIN verdicts ON verdicts.run_id = usage.run_id WHERE {' AND '.join(where)}"
-    return [_usage(row) for row in connection.execute(f"{sql} ORDER BY usage.n LIMIT ?", (*values, size))]
+    found = connection.execute(f"{sql} ORDER BY usage.n LIMIT ?", (*values, size)).fetchall()
+    page = [_usage(row) for row in found]
+    if len(found) == size:
+        return page, found[-1][0]
+    return page, after + _REACH if last is not None and last > after + _REACH else None
 
 
 def last_record(connection: sqlite3.Connection, call_id: str, run_id: str) -> UsageRecord | None:
     """The latest revision of a call's record."""
     sql = f"{_USAGE} LEFT JOIN verdicts ON verdicts.run_id = usage.run_id WHERE usage.run_id = ? AND call_id = ?"
     values = connection.execute(f"{sql} ORDER BY revision DESC LIMIT 1", (run_id, call_id)).fetchone()
-    return None if values is None else _usage(values)[1]
+    return None if values is None else _usage(values)
 
 
 def unknown_call(connection: sqlite3.Connection, hold: Hold) -> UnknownCall:
@@ -194,42 +291,45 @@ def unknown_call(connection: sqlite3.Connection, hold: Hold) -> UnknownCall:
     )
 
 
-def _row(values: Sequence[Any]) -> Row:
-    given, extra = Caps(*values[2:6]), Amounts(*values[6:10])
+def _row(values: tuple[Any, ...]) -> Row:
+    given, extra = _new(Caps, values[2:6]), _new(Amounts, values[6:10])
     return Row(
-        id=values[1],
-        given=given,
-        caps=given.plus(extra) if any(extra) else given,
-        extra=extra,
-        spent=Amounts(*values[10:14]),
-        held=Amounts(*values[14:16]),
-        unknown=Amounts(*values[16:18]),
-        expected=Amounts(*values[18:20]),
-        in_flight=values[20],
-        stopped=values[21],
-        n=values[0],
+        values[1],
+        given,
+        given.plus(extra) if any(extra) else given,
+        extra,
+        _new(Amounts, values[10:14]),
+        _new(Amounts, (values[14], values[15], 0, 0)),
+        _new(Amounts, (values[16], values[17], 0, 0)),
+        _new(Amounts, (values[18], values[19], 0, 0)),
+        values[20],
+        values[21],
+        values[0],
     )
 
 
-def _hold(values: Sequence[Any]) -> Hold:
-    accounts: Iterable[tuple[int, str]] = ((n, account_id) for n, account_id in json.loads(values[16]))
-    return Hold(
-        call_id=values[0],
-        owner=values[1],
-        state=values[2],
-        offer=values[3],
-        amount=Amounts(*values[4:8]),
-        expected=Amounts(*values[8:10]),
-        charged=Amounts(*values[10:12]) if any(values[10:12]) else ZERO,
-        unknown=Amounts(*values[12:14]) if any(values[12:14]) else ZERO,
-        since_ns=values[14],
-        revision=values[15],
-        accounts=list(accounts),
-        about=values[17],
+def _hold(values: tuple[Any, ...]) -> Hold:
+    call_id, owner, state, offer = values[:4]
+    expected_nano, expected_tokens, charged_nano, charged_tokens, unknown_nano, unknown_tokens = values[8:14]
+    since_ns, revision, accounts, about = values[14:]
+    figures = (
+        call_id,
+        owner,
+        state,
+        offer,
+        _new(Amounts, values[4:8]),
+        _new(Amounts, (expected_nano, expected_tokens, 0, 0)),
+        _new(Amounts, (charged_nano, charged_tokens, 0, 0)) if charged_nano or charged_tokens else ZERO,
+        _new(Amounts, (unknown_nano, unknown_tokens, 0, 0)) if unknown_nano or unknown_tokens else ZERO,
+        since_ns,
+        revision,
+        _accounts_from_json(accounts),
+        about,
     )
+    return _new(Hold, figures)
 
 
-def _usage(values: Sequence[Any]) -> tuple[int, UsageRecord]:
+def _usage(values: Sequence[Any]) -> UsageRecord:
     told = dict(zip(USAGE_COLUMNS, values[1:-1], strict=True))
     counts = [told[name] for name in TOKEN_FIELDS]
     about = About(
@@ -242,7 +342,7 @@ def _usage(values: Sequence[Any]) -> tuple[int, UsageRecord]:
         told["attempt"],
         told["started_ns"],
     )
-    record = UsageRecord(
+    return UsageRecord(
         call_id=told["call_id"],
         revision=told["revision"],
         ended_ns=told["ended_ns"],
@@ -257,4 +357,3 @@ def _usage(values: Sequence[Any]) -> tuple[int, UsageRecord]:
         resolved_by=told["resolved_by"],
         verdict=values[-1],
     )
-    return values[0], record

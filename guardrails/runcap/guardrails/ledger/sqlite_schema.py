@@ -101,12 +101,11 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
     Raises:
         LedgerError: the file is something else, or of a later version.
     """
-    version = _version(connection, path)
-    if version == VERSION:
+    if version_of(connection, path) == VERSION:
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for script in MIGRATIONS[_version(connection, path) :]:  # another process may have been first
+        for script in MIGRATIONS[version_of(connection, path) :]:  # another process may have been first
             for statement in script.split(";\n"):
                 connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -117,7 +116,12 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
         raise
 
 
-def _version(connection: sqlite3.Connection, path: Path) -> int:
+def version_of(connection: sqlite3.Connection, path: Path) -> int:
+    """The version of a file that is ours, 0 where it is empty. Changes nothing.
+
+    Raises:
+        LedgerError: as `prepare`.
+    """
     [application] = connection.execute("PRAGMA application_id").fetchone()
     [version] = connection.execute("PRAGMA user_version").fetchone()
     [tables] = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()

@@ -61,17 +61,21 @@ class State:
     def hold(self, amount: Amounts, expected: Amounts) -> None:
         """Steps and tool calls count at once; dollars and tokens are held."""
         nano, tokens, steps, tool_calls = amount
-        spent = self.spent
-        self.spent = _new(Amounts, (spent[0], spent[1], spent[2] + steps, spent[3] + tool_calls))
+        if steps or tool_calls:
+            spent_nano, spent_tokens, spent_steps, spent_calls = self.spent
+            self.spent = _new(Amounts, (spent_nano, spent_tokens, spent_steps + steps, spent_calls + tool_calls))
         if nano or tokens:
-            self.held = _new(Amounts, (self.held[0] + nano, self.held[1] + tokens, 0, 0))
-            self.expected = _new(Amounts, (self.expected[0] + expected[0], self.expected[1] + expected[1], 0, 0))
+            held, before = self.held, self.expected
+            self.held = _new(Amounts, (held[0] + nano, held[1] + tokens, 0, 0))
+            self.expected = _new(Amounts, (before[0] + expected[0], before[1] + expected[1], 0, 0))
             self.in_flight += 1
 
-    def land(self, amount: Amounts, expected: Amounts) -> None:
-        """A hold is over."""
-        self.held = _new(Amounts, (self.held[0] - amount[0], self.held[1] - amount[1], 0, 0))
-        self.expected = _new(Amounts, (self.expected[0] - expected[0], self.expected[1] - expected[1], 0, 0))
+    def land(self, amount: Amounts, expected: Amounts, nano: int, tokens: int) -> None:
+        """A hold is over, and this was spent."""
+        spent, held, before = self.spent, self.held, self.expected
+        self.spent = _new(Amounts, (spent[0] + nano, spent[1] + tokens, spent[2], spent[3]))
+        self.held = _new(Amounts, (held[0] - amount[0], held[1] - amount[1], 0, 0))
+        self.expected = _new(Amounts, (before[0] - expected[0], before[1] - expected[1], 0, 0))
         self.in_flight -= 1
 
     def charge(self, nano: int, tokens: int) -> None:
@@ -87,16 +91,17 @@ def decide(
 
     `dead`: the call was released before it was reserved.
     """
+    last = offers[-1]
     for account, state in zip(accounts, states, strict=True):
-        if dead or (state.stopped is not None and not offers[-1].passes(state.stopped)):
-            return Refusal(call_id, account, state.balance(), None, offers[-1].least)
+        if dead or (state.stopped is not None and not last.passes(state.stopped)):
+            return Refusal(call_id, account, state.balance(), None, last.least)
     for index, offer in enumerate(offers):
         amount: Amounts | None = offer.most
         for state in states:
             amount = amount and state.room(amount, offer.least, offer.spare)
         if amount is not None:
             return index, amount
-    return no_room(call_id, offers[-1].least.plus(offers[-1].spare), accounts, [state.balance() for state in states])
+    return no_room(call_id, last.least.plus(last.spare), accounts, [state.balance() for state in states])
 
 
 def no_room(call_id: str, least: Amounts, accounts: tuple[Account, ...], balances: Sequence[Balance]) -> Refusal:

@@ -45,9 +45,8 @@ class Timekeeper:
                 f"the clock says {_show(now_ns)}, and the ledger has an entry of {_show(self._latest)} already, so "
                 "limits per day or month cannot be checked. Set the clock right, or say ledger.accept_clock()"
             )
-        if self._anchor is None:
-            self._anchor = (now_ns, steady_ns)
-        expected = self._anchor[0] + steady_ns - self._anchor[1]
+        then_ns, steady_then_ns = self._anchor or (now_ns, steady_ns)  # read once: another thread may accept a jump
+        expected = then_ns + steady_ns - steady_then_ns
         if abs(now_ns - expected) > TOLERANCE_NS:
             raise LedgerError(
                 f"the clock jumped: it says {_show(now_ns)}, and should say {_show(expected)}, so limits per day or "

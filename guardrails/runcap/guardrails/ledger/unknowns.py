@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Literal
 
 from ..amounts import Amounts
+from ..budget import MAX_COUNT
 from ..money import Money, to_nano, to_usd
 from .records import About, Outcome, UsageRecord
 
@@ -62,8 +63,8 @@ class UnknownCall:
         Raises:
             TypeError, ValueError: no amount of dollars, or no count.
         """
-        if tokens is not None and (type(tokens) is not int or tokens < 0):
-            raise ValueError(f"tokens must be a count, got {tokens!r}")
+        if tokens is not None and (type(tokens) is not int or not 0 <= tokens <= MAX_COUNT):
+            raise ValueError(f"tokens must be a count from 0 to 2**53, got {tokens!r}")
         return Amounts(to_nano(usd, "usd"), self.charged.tokens if tokens is None else tokens)
 
     def resolution(self, charge: Amounts, by: str) -> Outcome:

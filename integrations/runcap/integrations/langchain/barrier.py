@@ -46,11 +46,13 @@ class Barrier(AsyncCallbackHandler):
 
     async def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Wait until it is booked."""
-        await offload.until(offload.of(run_id.hex))
+        for done in offload.of(run_id.hex):
+            await offload.until(done)
 
     async def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Wait until it is booked."""
-        await offload.until(offload.of(run_id.hex))
+        for done in offload.of(run_id.hex):
+            await offload.until(done)
 
 
 class _Hook:

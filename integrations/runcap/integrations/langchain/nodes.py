@@ -237,7 +237,5 @@ class Nodes:
             event = ToolEnded(time_ns=now, run=run.info, node_id=node.id, outcome=how, error_type=error_type)
             self._guard.emit(event)
             return
-        ended = AgentEnded(
-            time_ns=now, run=run.info, node_id=node.id, outcome=how, balance=run.seen, error_type=error_type
-        )
-        self._guard.emit(ended)
+        emit, node_id = self._guard.emit, node.id
+        run.account.once_paid(lambda: emit(AgentEnded(now, run.info, node_id, how, run.seen, error_type)))

@@ -1,4 +1,4 @@
--- A client's first word. Begins the ledger where there is none; says where it has lost something, or is somebody else's.
+-- A client's first word. Begins the ledger where there is none; says where it is somebody else's.
 --
 -- KEYS  1 meta (hash)  2 owners  3 held  4 unknown  5 dead (zset)  6 usage (stream)  7 revised  8 verdicts (hash)
 -- ARGV  1 the epoch the client expects ('': any)  2 the highest number it has seen  3 an epoch for a new ledger
@@ -6,6 +6,9 @@ local SCHEMA = 1
 local TYPES = {'hash', 'zset', 'zset', 'zset', 'zset', 'stream', 'hash', 'hash'}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
+if struct.unpack('<i8', struct.pack('<i8', 2 ^ 53 - 1)) ~= 2 ^ 53 - 1 then
+  return redis.error_reply('ERR this Redis does not count exactly, as one built for 32 bits does not')
+end
 local some
 for i, key in ipairs(KEYS) do
   local kind = redis.call('TYPE', key)['ok']

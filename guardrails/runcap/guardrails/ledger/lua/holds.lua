@@ -4,7 +4,7 @@
 local answer = reply('OK')
 for i = 5, #KEYS do
   local text = call('GET', KEYS[i])
-  local record = text and string.match(text, '^.-\n.-\n.-\n.-\n(.-)\n')
+  local record = text and string.match(text, '^.-\n.-\n.-\n(.-)\n', 105)
   local entry = record and record ~= '' and call('XRANGE', KEYS[3], record, record)[1]
   answer[i] = {text, entry or false, entry and call('HGET', KEYS[4], entry[2][4]) or false}
 end

@@ -2,9 +2,9 @@
 -- its usage record. A call that left an unknown rest gets both replaced. A release charges nothing.
 --
 -- KEYS  3 held  4 unknown  5 dead  6 usage  7 the run's records  8 revised  9 the call's hold, then the accounts
--- ARGV  6 call id  7 'settle' or 'release'  8, 9 the charge  10, 11 what stays unknown  12 run id  13 record (JSON, or '')
---       14 the epoch this client reserved the call in ('': it did not)
---       then, once the hold was found to be lost: 15 its figures  16 its end (lines of JSON)
+-- ARGV  6 call id  7 'settle' or 'release'  8, 9 the charge  10, 11 what stays unknown  12 run id
+--       13 record (JSON, or '')  14 the epoch this client reserved the call in ('': it did not)
+--       then, once the hold was found to be lost: 15 its figures (packed)  16 its end (lines of JSON)
 local call_id = ARGV[6]
 
 local function bury()
@@ -26,7 +26,7 @@ if not found then
     return reply('NONE')
   end
   if not ARGV[15] then return reply('GONE') end
-  hold = cjson.decode(ARGV[15])
+  hold = {struct.unpack(HOLD, ARGV[15])}
   hold[8], hold.owner, hold.record, hold.told = now, owner, '', ARGV[16]
 end
 local nano, tokens, unknown_nano, unknown_tokens =
@@ -38,10 +38,8 @@ call('ZREM', hold.held and KEYS[3] or KEYS[4], call_id)
 if not rest then call('DEL', KEYS[9]) end
 
 commit()
-local answer, gens = reply('OK'), found and cjson.decode(hold.gens) or {}
-for i = 1, #KEYS - 9 do
-  local key = KEYS[9 + i]
-  local it = account(key)
+local answer, gens, writes = reply('OK'), found and cjson.decode(hold.gens) or {}, {}
+for i, it in ipairs(accounts_from(10)) do
   if not found then
     it[5], it[6] = it[5] + hold[4], it[6] + hold[5]
     if it[1] == 0 then it[1] = seq end
@@ -55,11 +53,13 @@ for i = 1, #KEYS - 9 do
     end
     it[9], it[10] = it[9] + unknown_nano - hold[11], it[10] + unknown_tokens - hold[12]
     local text = text_of(it)
-    call('SET', key, text)
+    writes[#writes + 1] = KEYS[9 + i]
+    writes[#writes + 1] = text
     answer[#answer + 1] = i
     answer[#answer + 1] = text
   end
 end
+if #writes > 0 then call('MSET', unpack(writes)) end
 
 if ARGV[13] ~= '' then
   if hold[13] > 0 then call('HSET', KEYS[8], call_id, hold[13]) end

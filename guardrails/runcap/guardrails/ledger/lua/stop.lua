@@ -2,7 +2,7 @@
 --
 -- KEYS  3 the account     ARGV  6 reason (JSON)
 local it = account(KEYS[3])
-if it.stopped == 'null' then
+if it.stopped == '' then
   commit()
   it.stopped = ARGV[6]
   call('SET', KEYS[3], text_of(it))

@@ -7,9 +7,8 @@ local before = call('HGET', KEYS[4], ARGV[6])
 if not before then
   commit()
   call('HSET', KEYS[4], ARGV[6], ARGV[7])
-  local extra = cjson.decode(it.extra)
-  for unit = 1, 4 do extra[unit] = extra[unit] + tonumber(ARGV[7 + unit]) end
-  it.extra, it.stopped = string.format('[%.0f,%.0f,%.0f,%.0f]', unpack(extra)), 'null'
+  for unit = 1, 4 do it[12 + unit] = it[12 + unit] + tonumber(ARGV[7 + unit]) end
+  it.stopped = ''
   call('SET', KEYS[3], text_of(it))
 end
 local answer = reply('OK')
