@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runcap.guardrails import Budget, Guard, LedgerUnavailable, SQLiteLedger, Usage
-from runcap.guardrails.ledger import Grant, LedgerError, sqlite_schema
+from runcap.guardrails.amounts import Amounts
+from runcap.guardrails.ledger import About, Grant, LedgerError, sqlite_schema
 from runcap.guardrails.ledger.sqlite_schema import APPLICATION_ID, MIGRATIONS, VERSION
+from runcap.guardrails.testing import ManualClock
 
 from .helpers import request
 from .ledger_contract import account, offer
@@ -218,6 +223,63 @@ def test_numbers_beyond_what_a_file_can_hold_are_refused_before(path: Path) -> N
         with pytest.raises(ValueError, match="2\\*\\*53"):
             ledger.resolve(permit.call_id, usd=0, tokens=2**70)
         assert len(ledger.unknowns()) == 1
+
+
+_OPEN = """
+import sys
+from runcap.guardrails import SQLiteLedger
+print("ready", flush=True)
+sys.stdin.readline()
+for path in sys.argv[1:]:
+    SQLiteLedger(path, heartbeat=None).dispose()
+"""
+
+
+def test_many_processes_make_one_at_once(tmp_path: Path) -> None:
+    """They all begin the same new files: one makes each, the others wait for it."""
+    files = [str(tmp_path / f"{number}.db") for number in range(10)]
+    command = [sys.executable, "-c", _OPEN, *files]
+    openers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    for one in openers:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "ready\n"
+    for one in openers:
+        assert one.stdin is not None
+        one.stdin.write("\n")
+        one.stdin.flush()
+    assert [one.communicate(timeout=60)[1] for one in openers] == [""] * 4
+    assert [one.returncode for one in openers] == [0] * 4
+
+
+def test_a_sign_of_life_that_was_rolled_back_is_given_again(path: Path) -> None:
+    with make(path) as mine, make(path) as other:
+        with pytest.raises(TypeError):
+            mine.reserve("x", (offer(10),), (account(),), About("a", tags={"no": object()}))  # type: ignore[dict-item]
+        mine.reserve("c", (offer(10),), (account(),))
+        other.beat()
+        assert (mine.balance("run:a").held.nano, mine.balance("run:a").unknown.nano) == (10, 0)
+
+
+def test_owners_that_died_long_ago_are_forgotten(path: Path) -> None:
+    clock = ManualClock()
+    for number in range(3):
+        ledger = make(path, clock=clock)
+        ledger.reserve(f"{number}", (offer(1),), (account(),))
+        ledger.settle(f"{number}", Amounts(nano=1))
+    clock.advance(2 * 86_400)
+    make(path, clock=clock).beat()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM owners").fetchone() == (1,)
+
+
+def test_a_sum_that_no_file_keeps_is_a_clear_error(path: Path) -> None:
+    with make(path) as ledger:
+        ledger.reserve("c", (offer(10),), (account(),))
+        with pytest.raises(LedgerError, match="cannot keep a sum"):
+            ledger.settle("c", Amounts(nano=2**64))
 
 
 def test_two_make_one_at_once(path: Path) -> None:

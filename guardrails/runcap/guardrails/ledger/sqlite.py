@@ -37,6 +37,9 @@ _PAGE = 1_000
 _FOREVER_NS = 2**63 - 1
 
 _FORGET = "DELETE FROM tombstones WHERE call_id IN (SELECT call_id FROM tombstones ORDER BY at_ns LIMIT ?)"
+_FORGET_OWNERS = """DELETE FROM owners WHERE beat_ns < ?
+  AND NOT EXISTS (SELECT 1 FROM holds WHERE holds.owner = owners.id AND holds.state = 'held')"""
+_FORGOTTEN_AFTER_NS = 24 * 3600 * 10**9
 
 
 class SQLiteLedger(Lasting):
@@ -93,7 +96,11 @@ class SQLiteLedger(Lasting):
             LedgerError: the file could not be written in time.
         """
         self._flush()
-        answer = self._in_turn(self._file.write, self._reserve, call_id, offers, accounts, about)
+        try:
+            answer = self._in_turn(self._file.write, self._reserve, call_id, offers, accounts, about)
+        except BaseException:
+            self._last_beat_ns = None  # a sign of life that was part of it was rolled back
+            raise
         self._heart.start()
         return answer
 
@@ -171,7 +178,7 @@ class SQLiteLedger(Lasting):
     def unknowns(self) -> list[UnknownCall]:
         """See `Lasting.unknowns`."""
         with self._turn(), self._file.reading() as connection:
-            return [rows.unknown_call(connection, hold) for hold in rows.holds_of(connection, "unknown")]
+            return [rows.unknown_call(connection, hold) for hold in rows.unknown_holds(connection)]
 
     def records(
         self,
@@ -332,6 +339,7 @@ class SQLiteLedger(Lasting):
     def _write_beat(self, connection: sqlite3.Connection, now: int) -> None:
         values = (self.owner, socket.gethostname(), os.getpid(), now)
         connection.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)", values)
+        connection.execute(_FORGET_OWNERS, (now - max(_FORGOTTEN_AFTER_NS, self._dead_after_ns),))
         self._last_beat_ns = now
 
     def _bury(self) -> int:
@@ -348,10 +356,9 @@ class SQLiteLedger(Lasting):
             return len(holds)
 
     def _of_the_dead(self, connection: sqlite3.Connection) -> list[Hold]:
-        now, alive = self._time_ns(), dict(connection.execute("SELECT id, beat_ns FROM owners").fetchall())
-        # A beat in the future is no sign of life either: the clock went back.
-        silent = [hold for hold in rows.holds_of(connection, "held") if hold.owner != self.owner]
-        return [hold for hold in silent if abs(now - alive.get(hold.owner, 0)) > self._dead_after_ns]
+        now, long = self._time_ns(), self._dead_after_ns
+        # A sign of life from the future is none: the clock went back.
+        return rows.held_by_silent(connection, self.owner, now - long, now + long)
 
     def _judge(self, run_id: str, verdict: str) -> None:
         with self._turn(), self._file.writing() as connection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -40,7 +41,7 @@ class File:
             raise self._busy()
         try:
             yield self._open_here[0] if self._open_here else self._open()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError) as error:
             raise self._explained(error) from error
         finally:
             self._lock.release()
@@ -80,7 +81,7 @@ class File:
                 with suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 raise
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError) as error:
             raise self._explained(error) from error
         finally:
             self._lock.release()
@@ -108,7 +109,7 @@ class File:
         try:
             version_of(connection, self.path)  # first: a file of something else is left as it is
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
-            _write_ahead(connection, self.path)
+            _write_ahead(connection, self.path, time.monotonic() + self._timeout)
             prepare(connection, self.path)
         except BaseException:
             connection.close()
@@ -119,7 +120,7 @@ class File:
     def _busy(self) -> LedgerError:
         return LedgerError(f"{self.path} was in use by this process for more than {self._timeout:g} s")
 
-    def _explained(self, error: sqlite3.Error) -> LedgerError:
+    def _explained(self, error: Exception) -> LedgerError:
         text = str(error)
         way_out = next((hint for sign, hint in _HINTS if sign in text), "")
         return LedgerError(f"{self.path}: {text}{way_out.format(seconds=f'{self._timeout:g}')}")
@@ -130,8 +131,15 @@ def _close(connections: list[sqlite3.Connection], pid: int) -> None:
         connections.pop().close()
 
 
-def _write_ahead(connection: sqlite3.Connection, path: Path) -> None:
-    [mode] = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+def _write_ahead(connection: sqlite3.Connection, path: Path, until: float) -> None:
+    while True:
+        try:
+            [mode] = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            break
+        except sqlite3.OperationalError as error:  # SQLite does not wait here where others do the same at once
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.001)
     if mode != "wal":
         raise LedgerError(f"{path} cannot be shared by processes (journal mode {mode}): put it on a local disk")
 
@@ -144,5 +152,6 @@ _HINTS = (
     ("unable to open", ": give this process the right to write the file and its folder"),
     ("not a database", ": it is no ledger; give SQLiteLedger a path of its own"),
     ("full", ": make room; nothing that was written before is lost"),
+    ("too large", ": an account cannot keep a sum above 2**63"),
     ("malformed", ": restore it from a backup; the file is damaged"),
 )

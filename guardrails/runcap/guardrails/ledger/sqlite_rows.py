@@ -92,6 +92,8 @@ _UPDATE_LANDED = """UPDATE accounts SET spent_nano = ?, spent_tokens = ?, held_n
   expected_nano = ?, expected_tokens = ?, in_flight = ? WHERE n = ?"""
 _INSERT_HOLD = f"INSERT OR REPLACE INTO holds VALUES ({', '.join('?' * len(HOLD_COLUMNS))})"
 _HOLD = f"SELECT {', '.join(HOLD_COLUMNS)} FROM holds"
+_SILENT = f"""{_HOLD} WHERE state = 'held' AND owner <> ?
+  AND owner NOT IN (SELECT id FROM owners WHERE beat_ns BETWEEN ? AND ?) ORDER BY since_ns, call_id"""
 INSERT_USAGE = f"INSERT INTO usage ({', '.join(USAGE_COLUMNS)}) VALUES ({', '.join('?' * len(USAGE_COLUMNS))})"
 _KNOWN_CALL = """EXISTS (SELECT 1 FROM holds WHERE call_id = ?1),
   EXISTS (SELECT 1 FROM tombstones WHERE call_id = ?1)"""
@@ -190,9 +192,14 @@ def hold_of(connection: sqlite3.Connection, call_id: str) -> Hold | None:
     return None if values is None else _hold(values)
 
 
-def holds_of(connection: sqlite3.Connection, state: str) -> list[Hold]:
-    """All calls in this state, oldest first."""
-    return list(map(_hold, connection.execute(f"{_HOLD} WHERE state = ? ORDER BY since_ns, call_id", (state,))))
+def unknown_holds(connection: sqlite3.Connection) -> list[Hold]:
+    """All calls that left something unknown, oldest first."""
+    return list(map(_hold, connection.execute(f"{_HOLD} WHERE state = 'unknown' ORDER BY since_ns, call_id")))
+
+
+def held_by_silent(connection: sqlite3.Connection, owner: str, begin_ns: int, end_ns: int) -> list[Hold]:
+    """The calls held by owners that gave no sign of life between two times, oldest first; but for this owner's."""
+    return list(map(_hold, connection.execute(_SILENT, (owner, begin_ns, end_ns))))
 
 
 def write_hold(connection: sqlite3.Connection, hold: Hold) -> None:

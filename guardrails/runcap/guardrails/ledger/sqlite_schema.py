@@ -122,9 +122,16 @@ def version_of(connection: sqlite3.Connection, path: Path) -> int:
     Raises:
         LedgerError: as `prepare`.
     """
-    [application] = connection.execute("PRAGMA application_id").fetchone()
-    [version] = connection.execute("PRAGMA user_version").fetchone()
-    [tables] = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    began = not connection.in_transaction
+    if began:
+        connection.execute("BEGIN")  # one view of it: another process may be making it right now
+    try:
+        [application] = connection.execute("PRAGMA application_id").fetchone()
+        [version] = connection.execute("PRAGMA user_version").fetchone()
+        [tables] = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    finally:
+        if began:
+            connection.execute("ROLLBACK")
     if application != APPLICATION_ID and (tables or application or version):
         raise LedgerError(f"{path} is a SQLite file of something else, no ledger: give SQLiteLedger a path of its own")
     if version > VERSION:
