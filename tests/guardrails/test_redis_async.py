@@ -13,9 +13,10 @@ from runcap.guardrails.amounts import ZERO, Amounts
 from runcap.guardrails.ledger import Grant
 from runcap.guardrails.ledger.redis import RedisLedger
 
+from .lasting_contract import ABOUT, MANY, outcome
 from .ledger_contract import account, offer
 from .redis_server import redis_server
-from .test_redis_ledger import ABOUT, MANY, Make, make, outcome, shared
+from .test_redis_ledger import Make, make, shared
 
 __all__ = ["make", "redis_server", "shared"]
 

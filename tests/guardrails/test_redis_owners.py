@@ -9,10 +9,11 @@ import pytest
 from runcap.guardrails.amounts import ZERO, Amounts
 from runcap.guardrails.ledger import Grant
 
+from .lasting_contract import ABOUT, outcome
 from .ledger_contract import account, offer
 from .redis_server import redis_server
 from .test_redis_faults import reserve
-from .test_redis_ledger import ABOUT, Make, make, outcome, raw
+from .test_redis_ledger import Make, make, raw
 
 __all__ = ["make", "raw", "redis_server"]
 

@@ -18,9 +18,10 @@ from runcap.guardrails.amounts import ZERO, Amounts, Caps
 from runcap.guardrails.ledger import Account, Grant, LedgerError, Refusal
 from runcap.guardrails.ledger.redis import RedisLedger
 
+from .lasting_contract import ABOUT, outcome
 from .ledger_contract import account, offer
 from .redis_server import RedisServer, free_port, redis_server, wait_for
-from .test_redis_ledger import ABOUT, Make, make, namespace, outcome, raw, shared
+from .test_redis_ledger import Make, make, namespace, raw, shared
 
 __all__ = ["make", "raw", "redis_server", "shared"]
 
