@@ -59,6 +59,13 @@ def ledger(path: Path) -> Iterator[SQLiteLedger]:
 
 
 @pytest.fixture
+def patient(path: Path) -> Iterator[SQLiteLedger]:
+    """A ledger that many calls may wait for."""
+    with SQLiteLedger(path, synchronous="NORMAL", heartbeat=None) as made:
+        yield made
+
+
+@pytest.fixture
 def seen() -> Recorder:
     return Recorder()
 
@@ -88,7 +95,8 @@ class TestAsyncFace:
         asyncio.run(main())
         assert [one.verdict for one in ledger.records()] == ["succeeded"] * 3
 
-    def test_a_hundred_at_once_under_a_limit(self, ledger: SQLiteLedger) -> None:
+    def test_a_hundred_at_once_under_a_limit(self, patient: SQLiteLedger) -> None:
+        ledger = patient
         guard = Guard(Budget(usd=1), limits=[Limit("team", usd="0.5", per="day")], ledger=ledger, sinks=())
 
         async def call() -> bool:

@@ -33,7 +33,7 @@ from .permit import Permit
 from .plan import Plan, Renew, check_clock
 from .pricing import PriceBook
 from .reasons import hints, turn_away_late
-from .refusals import cut_short
+from .refusals import cut_short, scarcest
 from .request import Request
 from .run import Run, ambient
 from .saved import SavedRun, restore
@@ -348,7 +348,9 @@ class Guard:
 
     def cut_short(self, permit: Permit) -> BudgetExceeded:
         """The error for an answer that was cut, where a part of it is of no use."""
-        return cut_short(permit.run.seen, permit.run.accounts[0], permit.output_cap, permit.request.model)
+        account = scarcest(permit.accounts, permit.grant.balances)
+        balance = permit.run.seen if account is permit.accounts[0] else self.ledger.peek(account.id)
+        return cut_short(balance, account, permit.output_cap, permit.request.model)
 
     def ended(self, permit: Permit, settlement: Settlement | None) -> None:
         """A permit ended: forget it, warn, and close runs that were waiting for it."""

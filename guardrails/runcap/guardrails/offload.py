@@ -55,7 +55,7 @@ class _Workers:
     def finish(self) -> None:
         """Wait for what is still to be done."""
         deadline = time.monotonic() + _LAST_WORDS
-        for done in tuple(self.undone):
+        for done in self.undone.copy():
             with suppress(TimeoutError):
                 done.result(max(0.0, deadline - time.monotonic()))
 
@@ -110,7 +110,7 @@ async def until(done: Future[None] | None) -> None:
 def of(call_id: str) -> list[Future[None]]:
     """What was handed over to end this call and is not done: by each of the guards it was admitted by."""
     workers = _workers.get(os.getpid())
-    return [] if workers is None else [done for done, ends in tuple(workers.undone.items()) if ends == call_id]
+    return [] if workers is None else [done for done, ends in workers.undone.copy().items() if ends == call_id]
 
 
 def is_busy() -> bool:

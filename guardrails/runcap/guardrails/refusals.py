@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .amounts import HELD_UNITS, UNITS, Amounts
 from .errors import BudgetBusy, BudgetExceeded, LedgerUnavailable, LoopHalted, RefusalDetails, Refused
 from .ledger import Account, Balance, LedgerError, Refusal
@@ -103,9 +105,23 @@ def unit_numbers(balance: Balance, needed: Amounts, unit: str | None) -> dict[st
     }
 
 
+def scarcest(accounts: Sequence[Account], balances: Sequence[Balance]) -> Account:
+    """Which of the accounts of a call had the smallest part of a cap left after it was granted."""
+
+    def left(pair: tuple[Account, Balance]) -> float:
+        balance = pair[1]
+        return min(((balance.free(unit) or 0) / (balance.caps[unit] or 1) for unit in _capped(balance)), default=1.0)
+
+    return min(zip(accounts, balances, strict=True), key=left)[0]
+
+
+def _capped(balance: Balance) -> list[int]:
+    return [unit for unit in range(HELD_UNITS) if balance.caps[unit] is not None]
+
+
 def cut_short(balance: Balance, account: Account, output_cap: int | None, model: str | None) -> BudgetExceeded:
     """The error for an answer that was cut inside a tool call: paid for, and of no use."""
-    capped = next((UNITS[unit] for unit in range(HELD_UNITS) if balance.caps[unit] is not None), None)
+    capped = next((UNITS[unit] for unit in _capped(balance)), None)
     what = "what is left of the budget" if output_cap is None else f"the {output_cap:,} output tokens left to it"
     way_out = _more(capped, account) if capped else "Let the run go on"
     numbers = unit_numbers(balance, Amounts(), capped) if capped else {}

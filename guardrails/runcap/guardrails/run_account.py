@@ -42,7 +42,7 @@ class RunAccount:
     def balance(self) -> Balance:
         """Its figures; on a thread whose loop is running, as this process saw them last."""
         if self._owed and may_block() and not is_worker():
-            wait(*tuple(self._owed))
+            wait(*self._owed.copy())
         return self._final or self._guard.books.balance(self._account.id)
 
     @property
@@ -58,7 +58,7 @@ class RunAccount:
 
     def once_paid(self, action: Callable[[], None]) -> None:
         """Do something after what was handed over so far is booked."""
-        owed = tuple(self._owed)
+        owed = self._owed.copy()  # in one step: a finalizer may add to it anywhere
         if not owed or is_worker():
             action()
             return
@@ -67,7 +67,7 @@ class RunAccount:
             wait(*owed)
             action()
 
-        self._guard.books.off_loop(act)
+        self.owes(self._guard.books.off_loop(act))
 
     def stop(self, reason: str, then: Callable[[], None]) -> None:
         """Refuse whatever comes next; `then` is called once the ledger was told, if it could be."""
@@ -155,7 +155,7 @@ class RunAccount:
 
     async def closed(self) -> None:
         """Wait until it is closed, if that has begun."""
-        for done in tuple(self._owed):
+        for done in self._owed.copy():
             await until(done)
         await until(self._closing)
 

@@ -69,7 +69,8 @@ def carry_over(saved: SavedRun, blank: Run, ledger: Ledger) -> None:
 def _book(saved: SavedRun, call_id: str, spent: Amounts, unknown: Amounts, ledger: Ledger) -> None:
     account_id, counted = _account(saved), spent.counted_part()
     # Held at a token at least: what counts at once alone leaves no hold to settle.
-    offer = Offer(counted.plus(Amounts(tokens=1)), counted, ZERO)
+    # As a last answer, which passes where the run was stopped by its cap before it went on elsewhere.
+    offer = Offer(counted.plus(Amounts(tokens=1)), counted, ZERO, last=True)
     ledger.reserve(call_id, (offer,), (Account(account_id),))
     ledger.settle(call_id, spent.held_part(), unknown.held_part())
     for key, extra in saved.top_ups.items():

@@ -31,12 +31,8 @@ _AT_THE_CAP = frozenset({"length", "max_tokens", "max_output_tokens"})
 _FAILED = BudgetExceeded.__name__
 
 
-def finish(guard: Guard, permit: Permit, result: ChatResult) -> ChatResult:
-    """A whole answer: marked if it was cut, and settled.
-
-    Raises:
-        BudgetExceeded: it was cut inside a tool call, and nothing can be done with it.
-    """
+def finish(guard: Guard, permit: Permit, result: ChatResult) -> bool:
+    """A whole answer: marked if it was cut, and settled. True where that was inside a tool call: see `check_whole`."""
     for generation in result.generations:
         message = generation.message
         # As LangChain itself will put it together a moment later, and as callbacks see it.
@@ -47,9 +43,17 @@ def finish(guard: Guard, permit: Permit, result: ChatResult) -> ChatResult:
             told[MARK] = _mark(permit)
     lost = permit.cut is not None and any(_calls_tools(one.message) for one in result.generations)
     _settle(guard, permit, LLMResult(generations=[[*result.generations]], llm_output=result.llm_output), lost=lost)
+    return lost
+
+
+def check_whole(guard: Guard, permit: Permit, *, lost: bool) -> None:
+    """Refuse an answer that was cut inside a tool call: nothing can be done with it. Once its end is in the books.
+
+    Raises:
+        BudgetExceeded: it was.
+    """
     if lost:
-        raise _cut_tool_call(guard, permit)
-    return result
+        raise bubbling(guard.cut_short(permit))
 
 
 class Reader:
@@ -96,19 +100,14 @@ class Reader:
         self._chunks.append(chunk)
         return chunk
 
-    def finish(self) -> None:
-        """The stream is over.
-
-        Raises:
-            BudgetExceeded: it was cut inside a tool call.
-        """
+    def finish(self) -> bool:
+        """The stream is over. As `finish`."""
         result = self._result()
         generation = result.generations[0][0] if result is not None else None
         message = generation.message if isinstance(generation, ChatGeneration) else None
         lost = self._permit.cut is not None and message is not None and _calls_tools(message)
         _settle(self._guard, self._permit, result or LLMResult(generations=[]), lost=lost)
-        if lost:
-            raise _cut_tool_call(self._guard, self._permit)
+        return lost
 
     def failed(self, error: BaseException) -> None:
         """The stream, or whoever read it, failed."""
@@ -146,7 +145,3 @@ def _calls_tools(message: BaseMessage) -> bool:
 
 def _mark(permit: Permit) -> dict[str, Any]:
     return {"cut": permit.cut, "output_cap": permit.output_cap}
-
-
-def _cut_tool_call(guard: Guard, permit: Permit) -> BudgetExceeded:
-    return bubbling(guard.cut_short(permit))  # type: ignore[return-value]

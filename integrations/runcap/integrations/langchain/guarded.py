@@ -19,7 +19,7 @@ from runcap.guardrails.run import Run
 from .attachment import Attachment
 from .carrying import purpose_of
 from .clients import delay_before, is_worth_retrying, take_over_retries
-from .cut import Reader, finish
+from .cut import Reader, check_whole, finish
 from .errors import bubbling
 from .hook import last_origin, parent_of
 from .messages import Walk, Walks
@@ -53,10 +53,10 @@ class GuardedCalls:
                 permit.wait_until_booked()
                 self.guard.clock.sleep(call.delay(error))
             else:
-                try:
-                    return finish(self.guard, permit, result)
-                finally:
-                    permit.wait_until_booked()
+                lost = finish(self.guard, permit, result)
+                permit.wait_until_booked()
+                check_whole(self.guard, permit, lost=lost)
+                return result
 
     async def agenerate(self, model: BaseChatModel, messages: list[BaseMessage], asked: Asked) -> ChatResult:
         """See `BaseChatModel._agenerate`."""
@@ -71,10 +71,10 @@ class GuardedCalls:
                 await permit.booked()
                 await self.guard.clock.asleep(call.delay(error))
             else:
-                try:
-                    return finish(self.guard, permit, result)
-                finally:
-                    await permit.booked()
+                lost = finish(self.guard, permit, result)
+                await permit.booked()
+                check_whole(self.guard, permit, lost=lost)
+                return result
 
     def stream(self, model: BaseChatModel, messages: list[BaseMessage], asked: Asked) -> Iterator[ChatGenerationChunk]:
         """See `BaseChatModel._stream`."""
@@ -97,10 +97,9 @@ class GuardedCalls:
                     raise
                 self.guard.clock.sleep(call.delay(error))
             else:
-                try:
-                    reader.finish()
-                finally:
-                    permit.wait_until_booked()
+                lost = reader.finish()
+                permit.wait_until_booked()
+                check_whole(self.guard, permit, lost=lost)
                 return
 
     async def astream(
@@ -127,10 +126,9 @@ class GuardedCalls:
                     raise
                 await self.guard.clock.asleep(call.delay(error))
             else:
-                try:
-                    reader.finish()
-                finally:
-                    await permit.booked()
+                lost = reader.finish()
+                await permit.booked()
+                check_whole(self.guard, permit, lost=lost)
                 return
 
 
