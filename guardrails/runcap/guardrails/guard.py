@@ -232,6 +232,14 @@ class Guard:
         now = self.ledger.now_ns(self.clock) if self.limits.windowed else 0
         return tuple(self.books.balance(one.id) for one in self.limits.accounts(tags, now, "-", None))
 
+    async def alimit_balances(self, **tags: str) -> tuple[Balance, ...]:
+        """`limit_balances`, without blocking the loop: there, the other shows them as this process saw them last."""
+        if self.limits.windowed:
+            await self.ledger.aready()
+        now = self.ledger.now_ns(self.clock) if self.limits.windowed else 0
+        accounts = self.limits.accounts(tags, now, "-", None)
+        return tuple([await self.ledger.abalance(account.id) for account in accounts])
+
     def add_locator(self, locate: Callable[[], Run | None]) -> None:
         """For adapters: how to find the run of the agent or tool that is running in this context, if any."""
         # Weakly: handlers come and go with requests, the guard stays.

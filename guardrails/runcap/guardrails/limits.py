@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
@@ -23,6 +24,7 @@ Per = Literal["day", "month", "total"]
 Missing = Literal["refuse", "skip"]
 """What a call is to whose run does not carry the limit's tag: refused, or not limited."""
 
+_TAG = re.compile(r"[\w.-]+")
 _RESERVED = ("run", "run_id")
 _FORMATS = {"day": "%Y-%m-%d", "month": "%Y-%m"}
 _KEPT = 4_096
@@ -69,7 +71,7 @@ class Limit:
         missing: Missing = "refuse",
         warn_at: Sequence[float] = (0.8,),
     ) -> None:
-        if not isinstance(scope, str) or not scope.isidentifier() or scope in _RESERVED:
+        if not isinstance(scope, str) or not _TAG.fullmatch(scope) or scope in _RESERVED:
             raise ValueError(f'Limit.scope must name a tag of runs, e.g. "user" or "team"; got {scope!r}')
         if usd is None and steps is None and tokens is None:
             raise ValueError('Limit needs a cap: usd, steps or tokens, e.g. Limit("user", usd="5", per="day")')
@@ -203,7 +205,8 @@ def _untagged(limit: Limit, run_id: str, model: str | None) -> MissingTag:
 
 def say_tag(scope: str) -> str:
     """How to give a run a tag."""
-    return f'Say guard.run({scope}="..."), or metadata={{"runcap": {{"{scope}": "..."}}}}'
+    tag = f'{scope}="..."' if scope.isidentifier() else f'**{{"{scope}": "..."}}'
+    return f'Say guard.run({tag}), or metadata={{"runcap": {{"{scope}": "..."}}}}'
 
 
 def _zone(name: object) -> tzinfo:

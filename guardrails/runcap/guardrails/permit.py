@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -60,6 +61,7 @@ class Permit:
         self.step = grant.balances[0].spent.steps
         self._guard = guard
         self._card = plan.card
+        self._pid = os.getpid()
         self._open = [True]  # popping is atomic: whoever pops ends the permit
         self._state: State | None = None
         self._booked = _UNBOOKED
@@ -162,6 +164,8 @@ class Permit:
         return True
 
     def _turn(self, state: State) -> bool:
+        if os.getpid() != self._pid:
+            return False  # a forked child has a copy of it, and no say
         try:
             self._open.pop()
         except IndexError:

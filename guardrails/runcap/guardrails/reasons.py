@@ -63,5 +63,5 @@ def hints(refused: Refused, *, shared: bool, request: Request | None) -> Iterato
         yield f"This call alone may exceed the cap; its max_tokens is {request.output_cap:,}"
     if details.unknown > details.spent:
         yield "Most of it is unknown: calls were cut off, or reported no usage (see ChatOpenAI(stream_usage=True))"
-    if shared and isinstance(refused, BudgetExceeded):
+    if shared and isinstance(refused, BudgetExceeded) and details.scope == "run":
         yield "This is the default run, shared by every call outside an agent: guard.run() gives each task its own"

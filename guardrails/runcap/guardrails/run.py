@@ -241,6 +241,8 @@ class Run:
         Calls in flight still settle; streams of guarded models end early, with what has come.
         """
         self._stopping = True
+        if self._ended:
+            return  # it makes no more calls; those in flight end early
         self.account.stop(reason, self._told_to_stop)
 
     def _told_to_stop(self) -> None:

@@ -6,6 +6,7 @@ cannot be written now is kept and written as soon as it can be. Unknown calls ar
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, ParamSpec, Self, TextIO, TypeVar
+from weakref import WeakSet
 
 from ..amounts import ZERO, Amounts
 from ..clock import Clock, SystemClock, new_id
@@ -43,6 +45,11 @@ DEAD_AFTER = 60.0
 
 
 _FOREVER = 1e9
+
+_TRIES = 20
+"""How often an entry is tried that the ledger refuses though it can be reached."""
+
+_EVERY: WeakSet[Lasting] = WeakSet()
 
 
 class Ending(NamedTuple):
@@ -74,7 +81,9 @@ class Lasting(ABC):
         self._outbox: deque[Callable[[], object]] = deque()
         self._flushing = threading.Lock()
         self._timekeeper = Timekeeper()
+        self._refused = 0
         self._begin_process()
+        _EVERY.add(self)
 
     # What a store does
 
@@ -197,9 +206,23 @@ class Lasting(ABC):
         Raises:
             LedgerError: the ledger could not be reached.
         """
-        self._flush()
+        try:
+            self._flush()
+        except LedgerError as error:
+            self._beat()  # where this fails too, nothing is wrong with what was to be written
+            self._doubt(error)
+            raise
+        self._refused = 0
         self._beat()
         self._bury()
+
+    def _doubt(self, error: LedgerError) -> None:
+        """The ledger answers, and yet refuses an entry. It may not keep the others from being written for ever."""
+        self._refused += 1
+        if self._refused >= _TRIES and self._outbox:
+            self._refused = 0
+            self._outbox.popleft()
+            _log.error("runcap: an entry was given up, and the call it ends keeps its hold: %s", error)
 
     def accept_clock(self) -> None:
         """The clock jumped and is right now: go by it."""
@@ -233,6 +256,10 @@ class Lasting(ABC):
         if os.getpid() != self._pid:
             self._disconnect()
             self._begin_process()
+
+    def is_ours(self) -> bool:
+        """This process opened it; a forked child did not."""
+        return os.getpid() == self._pid
 
     def _time_ns(self) -> int:
         return self._clock.time_ns()
@@ -319,6 +346,16 @@ class Lasting(ABC):
     def _saw(self, balances: tuple[Balance, ...]) -> None:
         for balance in balances:
             self._seen.put(balance.account_id, balance)
+
+
+def _dispose_of_all() -> None:
+    """The program ends: what could not be written yet is tried for the last time."""
+    for ledger in tuple(_EVERY):
+        if ledger.is_ours():
+            ledger.dispose()
+
+
+atexit.register(_dispose_of_all)
 
 
 def check_seconds(name: str, value: Any) -> None:
