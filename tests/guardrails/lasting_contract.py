@@ -73,11 +73,25 @@ class LastingContract(LedgerContract):
 
     def test_an_account_opened_anew_is_not_charged_for_the_old_one(self, lasting: Any) -> None:
         lasting.reserve("c", (offer(60),), (account(), account("limit:b")))
+        lasting.settle("c", Amounts(nano=10), Amounts(nano=50))
         lasting.close("run:a")
         lasting.reserve("d", (offer(10),), (account(),))
         settled = lasting.settle("c", Amounts(nano=50))
         assert [balance.account_id for balance in settled.balances] == ["limit:b"]
         assert lasting.balance("run:a").used == Amounts(nano=10, steps=1)
+
+    def test_an_account_that_another_client_uses_is_not_closed(self, lasting: Any, other: Any) -> None:
+        """A run that two processes share: one of them ends it while the other has a call in flight."""
+        lasting.reserve("a", (offer(10),), (account(),))
+        lasting.settle("a", Amounts(nano=10))
+        other.reserve("c", (offer(60),), (account(),))
+        assert lasting.peek("run:a").in_flight == 0, "it does not know of the other's call"
+        assert lasting.close("run:a") is None
+        assert lasting.peek("run:a").in_flight == 1, "or whoever closes it would try at once, again and again"
+        assert other.settle("c", Amounts(nano=50)).balances[0].spent.nano == 60
+        closed = lasting.close("run:a")
+        assert closed is not None
+        assert closed.spent.nano == 60
 
     def test_every_end_of_a_call_leaves_a_record(self, lasting: Any, other: Any) -> None:
         for call in ("settled", "released", "unknown"):

@@ -159,6 +159,14 @@ class LedgerContract:
         assert ledger.balance("run:root").spent.nano == 33
         assert ledger.balance("run:root").unknown == ZERO
 
+    def test_an_account_with_a_call_in_flight_is_not_closed(self, ledger: Ledger) -> None:
+        ledger.reserve("c", (offer(60),), (account(),))
+        assert ledger.close("run:a") is None
+        ledger.settle("c", Amounts(nano=10))
+        closed = ledger.close("run:a")
+        assert closed is not None
+        assert closed.spent.nano == 10
+
     async def test_the_async_face_is_the_same_ledger(self, ledger: Ledger) -> None:
         assert isinstance(await ledger.areserve("c", (offer(60),), (account(),)), Grant)
         assert await ledger.asettle("c", Amounts(nano=25)) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -32,6 +33,7 @@ PER_USER = Limit("user", usd=5, per="day")
 @pytest.fixture(autouse=True)
 def never_blocks() -> Iterator[BlockBuster]:
     """What would block a loop raises, in code of ours and in whatever it calls."""
+    platform.freedesktop_os_release()  # the providers' clients read it from a file once, at their first call
     with blockbuster_ctx(scanned_modules=["runcap.guardrails", "runcap.integrations", "runcap.exporters"]) as buster:
         yield buster
 

@@ -182,6 +182,6 @@ class RunAccount:
         except LedgerError as error:
             _log.warning("runcap: the account of a run that is over stays in the ledger: %s", error)
             return
-        if self._final is None:
+        if self._final is None:  # a call is in flight elsewhere, or a finalizer interrupted the ledger
             self._open.append(True)
             self._guard.calls.defer(self.close_when_idle)

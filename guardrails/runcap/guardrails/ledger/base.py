@@ -168,9 +168,10 @@ class Ledger(Protocol):
         ...
 
     def close(self, account_id: str) -> Balance | None:
-        """End an account: its unknowns end with it, calls still in flight settle into the others.
+        """End an account that has no call in flight; its unknowns end with it, and live on in the other accounts.
 
-        Its last balance; None where it could not be closed now (a finalizer interrupted the ledger): ask again.
+        Its last balance; None where it could not be closed now (a call is in flight, perhaps in another process, or a
+        finalizer interrupted the ledger): ask again.
         """
         ...
 

@@ -240,9 +240,12 @@ class MemoryLedger:
         if state.stopped is None:
             state.stopped = reason
 
-    def _close(self, account_id: str) -> Balance:
+    def _close(self, account_id: str) -> Balance | None:
+        state = self._accounts.get(account_id)
+        if state is not None and state.in_flight:
+            return None
         self._top_up_keys.pop(account_id, None)
-        state = self._accounts.pop(account_id, None)
+        self._accounts.pop(account_id, None)
         if state is None:
             return Balance(account_id)
         balance = state.balance()

@@ -161,11 +161,14 @@ class SQLiteLedger(Lasting):
             self._later(partial(self._shut, account_id))
             raise
 
-    def _shut(self, account_id: str) -> Balance:
+    def _shut(self, account_id: str) -> Balance | None:
         with self._turn(), self._file.writing() as connection:
             row = rows.row_of(connection, account_id)
             if row is None:
                 return Balance(account_id)
+            if row.in_flight:
+                self._saw((row.balance(),))
+                return None
             connection.execute("DELETE FROM top_ups WHERE account = ?", (row.n,))
             connection.execute("DELETE FROM accounts WHERE n = ?", (row.n,))
             self._saw((Balance(account_id),))
