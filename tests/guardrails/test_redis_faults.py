@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,8 +23,11 @@ __all__ = ["make", "raw", "redis_server", "shared"]
 
 pytestmark = pytest.mark.redis
 
-TIMEOUT = 0.4
-SLACK = 0.6
+TIMEOUT = 0.8
+SLACK = 2.2
+"""Seconds past the deadline after which a call counts as hung: a busy machine may let a thread wait that long."""
+
+TOO_LATE = rf"did not answer within {re.escape(str(TIMEOUT))} s"
 LOST = r"lost data .*look at the bill, then ledger.reopen\(\)"
 
 
@@ -244,7 +248,7 @@ def test_no_call_hangs_past_the_deadline(proxy: Proxy, way: Way) -> None:
     with client(proxy.url, namespace()) as ledger, client(proxy.url, namespace()) as fresh:
         reserve(ledger, "c")
         proxy.set(way)
-        told = rf"127\.0\.0\.1:{proxy.port} did not answer within 0\.4 s"
+        told = rf"127\.0\.0\.1:{proxy.port} {TOO_LATE}"
         for ask in (
             lambda: reserve(ledger, "d"),
             lambda: reserve(fresh, "d"),
@@ -272,7 +276,7 @@ async def test_no_coroutine_hangs_past_the_deadline(proxy: Proxy, way: Way) -> N
         lambda: ledger.abalance("run:a"),
         lambda: asyncio.gather(*(ledger.abalance("run:a") for _ in range(20))),
     ):
-        with _Clocked(), pytest.raises(LedgerError, match=r"did not answer within 0\.4 s"):
+        with _Clocked(), pytest.raises(LedgerError, match=TOO_LATE):
             await ask()
     proxy.set("pass")
     proxy.drop()
@@ -326,9 +330,9 @@ def test_a_paused_server_holds_nobody_up(server: RedisServer) -> None:
     with client(server.url) as ledger:
         reserve(ledger, "c")
         server.pause()
-        with _Clocked(), pytest.raises(LedgerError, match="did not answer within"):
+        with _Clocked(), pytest.raises(LedgerError, match=TOO_LATE):
             reserve(ledger, "d")
-        with _Clocked(), pytest.raises(LedgerError, match="did not answer within"):
+        with _Clocked(), pytest.raises(LedgerError, match=TOO_LATE):
             ledger.settle("c", Amounts(nano=3))
         server.go_on()
         ledger.beat()

@@ -106,12 +106,13 @@ class Asking:
         """See `Ledger.balance`."""
         return (yield from self._figures("balance", account_id))
 
-    def close(self, account_id: str) -> Steps[Balance]:
+    def close(self, account_id: str) -> Steps[Balance | None]:
         """See `Ledger.close`."""
         keys = (*self.keys.base, self.keys.account(account_id), self.keys.top_ups(account_id))
         reply = yield from self._run("close", keys, (), again=False)
-        self.known.saw(reply, (Balance(account_id),))
-        return wire.balance_of(account_id, reply[HEAD])
+        balance, busy = wire.balance_of(account_id, reply[HEAD]), reply[0] == b"BUSY"
+        self.known.saw(reply, (balance if busy else Balance(account_id),))
+        return None if busy else balance
 
     def judge(self, run_id: str, verdict: str) -> Steps[None]:
         """See `Ledger.judge`."""
@@ -224,14 +225,16 @@ class Asking:
                 [reply] = yield from self._ask((("EVAL", it.text, *rest),), again=again)
             if isinstance(reply, Exception):
                 raise errors.answered(reply, self.where)
-            if reply[0] == b"EPOCH":
+            status = reply[0]
+            if status == b"EPOCH":
                 known.join(wire.readable(reply))
                 continue
-            self._check_ours(reply)
+            if status in _NOT_OURS:
+                self._check_ours(reply)
             known.note(reply, first[0])
             if due:
                 known.beat_ns = elapsed_ns()
-            if reply[0] == b"LOST":
+            if status == b"LOST":
                 raise errors.lost(wire.readable(reply[HEAD]), self.keys.tag, self.where)
             answer: Reply = reply
             return answer

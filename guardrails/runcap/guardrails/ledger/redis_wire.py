@@ -25,8 +25,8 @@ HEAD = 4
 LARGEST = 2**53 - 1
 """The largest amount Redis' scripts count exactly: nine million dollars in nano-dollars."""
 
-_ACCOUNT, _HOLD, _OFFER, _CAPS = (Struct(f"<{count}q") for count in (20, 13, 15, 4))
-"""Numbers as they are packed: see common.lua."""
+_ACCOUNT, _FIGURES, _HOLD, _OFFER, _CAPS = (Struct(f"<{count}q") for count in (20, 12, 13, 15, 4))
+"""Numbers as they are packed: see common.lua. An account's figures come first, then what raises its caps, and these."""
 
 _NO_CAP = -1
 
@@ -199,13 +199,13 @@ def balance_of(account_id: str, stored: bytes | None) -> Balance:
     """An account as it is stored; see common.lua."""
     if stored is None:
         return Balance(account_id)
-    (
-        _, in_flight, nano, tokens, steps, tool_calls, held, held_tokens, unknown, unknown_tokens, expected, more, *caps
-    ) = _ACCOUNT.unpack_from(stored)  # fmt: skip
+    _, in_flight, nano, tokens, steps, tool_calls, held, held_tokens, unknown, unknown_tokens, expected, more = (
+        _FIGURES.unpack_from(stored)
+    )
     stopped = stored[_ACCOUNT.size :]
     values = (
         account_id,
-        _caps(*caps),
+        _caps(stored[_FIGURES.size : _ACCOUNT.size]),
         _new(Amounts, (nano, tokens, steps, tool_calls)),
         _new(Amounts, (held, held_tokens, 0, 0)),
         _new(Amounts, (unknown, unknown_tokens, 0, 0)),
@@ -217,9 +217,9 @@ def balance_of(account_id: str, stored: bytes | None) -> Balance:
 
 
 @lru_cache(1_024)
-def _caps(*figures: int) -> Caps:
-    extra, given = Amounts(*figures[:4]), figures[4:]
-    return Caps(*(None if cap == _NO_CAP else cap for cap in given)).plus(extra)
+def _caps(stored: bytes) -> Caps:
+    extra, given = _CAPS.unpack_from(stored), _CAPS.unpack_from(stored, _CAPS.size)
+    return Caps(*(None if cap == _NO_CAP else cap for cap in given)).plus(Amounts(*extra))
 
 
 def readable(reply: Any) -> Any:

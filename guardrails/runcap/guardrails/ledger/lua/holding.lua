@@ -1,16 +1,18 @@
 -- What ends holds: see common.lua.
-local function hold_at(key)
-  local text = call('GET', key)
+local function hold_at(key, text)
+  text = text or call('GET', key) -- also where MGET found nothing: it passes over what is of another type
   if not text then return nil end
-  local hold = {struct.unpack(HOLD, text)}
-  local state, of, gens, record, told = string.match(text, '^(.-)\n(.-)\n(.-)\n(.-)\n(.*)$', 105)
-  hold.held, hold.owner, hold.gens, hold.record, hold.told = state == 'held', of, gens, record, told
-  return hold
+  local state, of, gens, record, rest = string.match(text, '^(.-)\n(.-)\n(.-)\n(.-)\n()', 105)
+  return {
+    held = state == 'held', owner = of, gens = gens, record = record, text = text, told_at = rest,
+    struct.unpack(HOLD, text)
+  }
 end
 
 local function keep_unknown(key, hold)
+  local told = hold.told or string.sub(hold.text, hold.told_at)
   call('SET', key, struct.pack(HOLD, unpack(hold, 1, 13)) .. 'unknown\n' .. hold.owner .. '\n' .. hold.gens .. '\n'
-    .. hold.record .. '\n' .. hold.told)
+    .. hold.record .. '\n' .. told)
 end
 
 -- Appends a usage record, in the stream and in the list of its run.

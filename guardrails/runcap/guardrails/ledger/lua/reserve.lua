@@ -5,7 +5,11 @@
 --       (packed: 1-4 most, 5-8 least, 9-10 expected, 11-14 spare, 15 is it the last answer), then each account's caps
 --       (packed)
 if lost then return refuse_lost() end
-local accounts, size = accounts_from(6), #KEYS - 5
+local accounts, size = {}, #KEYS - 5
+if size > 0 then
+  local texts = call('MGET', unpack(KEYS, 6))
+  for i = 1, size do accounts[i] = account(KEYS[5 + i], texts[i]) end
+end
 
 local held = call('GET', KEYS[5])
 if held then
@@ -21,12 +25,12 @@ local news = false
 for i = 1, size do
   local it, given = accounts[i], ARGV[8 + count + i]
   if it.given ~= given then
-    it[17], it[18], it[19], it[20] = struct.unpack('<' .. FOUR, given)
+    it[17], it[18], it[19], it[20] = struct.unpack('<i8i8i8i8', given)
     news = true
   end
 end
 
-local OFFER = '<' .. FOUR .. FOUR .. 'i8i8' .. FOUR .. 'i8'
+local OFFER = '<i8i8i8i8i8i8i8i8i8i8i8i8i8i8i8'
 local function offer_of(packed) return {struct.unpack(OFFER, packed)} end
 
 -- Which account refuses, in which unit (false: it is stopped, or the call is dead).
@@ -108,13 +112,13 @@ for i = 1, size do
   end
   local text = text_of(it)
   writes[2 * i - 1], writes[2 * i], answer[9 + i] = KEYS[5 + i], text, text
-  gens = string.format(i == 1 and '%s%.0f' or '%s,%.0f', gens, it[1])
+  gens = string.format(i == 1 and '%s%d' or '%s,%d', gens, it[1])
 end
 if holds then
   local figures = struct.pack(HOLD, index, nano, tokens, steps, tool_calls, amount[9], amount[10], now, 0, 0, 0, 0, 0)
   writes[2 * size + 1] = KEYS[5]
   writes[2 * size + 2] = figures .. 'held\n' .. owner .. '\n' .. gens .. ']\n\n' .. ARGV[7]
-  call('ZADD', KEYS[3], now, ARGV[6])
+  call('ZADD', KEYS[3], string.format('%d', now), ARGV[6])
 end
 if #writes > 0 then call('MSET', unpack(writes)) end
 return answer

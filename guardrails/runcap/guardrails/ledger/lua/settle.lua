@@ -12,7 +12,8 @@ local function bury()
   call('ZREMRANGEBYRANK', KEYS[5], 0, -65537)
 end
 
-local hold = hold_at(KEYS[9])
+local texts = call('MGET', unpack(KEYS, 9))
+local hold = hold_at(KEYS[9], texts[1])
 local found = hold ~= nil
 if not found then
   local is_dead = call('ZSCORE', KEYS[5], call_id)
@@ -39,7 +40,8 @@ if not rest then call('DEL', KEYS[9]) end
 
 commit()
 local answer, gens, writes = reply('OK'), found and cjson.decode(hold.gens) or {}, {}
-for i, it in ipairs(accounts_from(10)) do
+for i = 1, #KEYS - 9 do
+  local it = account(KEYS[9 + i], texts[1 + i])
   if not found then
     it[5], it[6] = it[5] + hold[4], it[6] + hold[5]
     if it[1] == 0 then it[1] = seq end
@@ -53,10 +55,9 @@ for i, it in ipairs(accounts_from(10)) do
     end
     it[9], it[10] = it[9] + unknown_nano - hold[11], it[10] + unknown_tokens - hold[12]
     local text = text_of(it)
-    writes[#writes + 1] = KEYS[9 + i]
-    writes[#writes + 1] = text
-    answer[#answer + 1] = i
-    answer[#answer + 1] = text
+    local at = #writes
+    writes[at + 1], writes[at + 2] = KEYS[9 + i], text
+    answer[at + 5], answer[at + 6] = i, text
   end
 end
 if #writes > 0 then call('MSET', unpack(writes)) end
@@ -67,7 +68,7 @@ if ARGV[13] ~= '' then
 end
 if rest then
   if not found then
-    for i = 1, #gens do gens[i] = string.format('%.0f', gens[i]) end
+    for i = 1, #gens do gens[i] = string.format('%d', gens[i]) end
     hold.gens = '[' .. table.concat(gens, ',') .. ']'
   end
   hold[9], hold[10], hold[11], hold[12] = nano, tokens, unknown_nano, unknown_tokens
