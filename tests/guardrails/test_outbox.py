@@ -1,4 +1,4 @@
-"""What ends a call and cannot be written: tried again, given up where it never can be, and not lost as a program ends."""
+"""What ends a call and cannot be written: tried again, given up where it never can be, tried last as a program ends."""
 
 from __future__ import annotations
 

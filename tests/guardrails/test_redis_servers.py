@@ -41,11 +41,26 @@ def reserve(ledger: RedisLedger, call: str = "c", nano: int = 60) -> Grant | Ref
 
 @pytest.mark.parametrize(
     "url",
-    ["", "localhost:6379", "http://localhost", "redis://h?nonsense=1", "redis://h:99x", 7, None, "redis://" + "a" * 70],
+    [
+        "",
+        "localhost:6379",
+        "http://localhost",
+        "redis://h?nonsense=1",
+        "redis://h:99x",
+        "redis://:s3cr/et@h",
+        "redis://h/abc",
+        b"redis://:s3cret@h",
+        7,
+        None,
+        "redis://" + "a" * 70,
+    ],
 )
 def test_a_url_that_is_none_of_redis_is_refused_at_once(url: Any) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - urllib and redis-py have texts of their own
+    kind = ValueError if isinstance(url, str) else TypeError
+    with pytest.raises(kind, match=r"not a URL that redis-py understands|takes a URL|number of a database") as refused:
         RedisLedger(url)
+    assert "s3cr" not in str(refused.value), "it may hold a password"
+    assert refused.value.__cause__ is None
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from .records import About, Outcome, UsageRecord
 from .redis_clients import AsyncLines, Lines, Steps
 from .redis_errors import Unanswered, too_late
 from .redis_scripts import all_scripts
-from .redis_steps import Asking
+from .redis_steps import PAGE, Asking
 from .redis_target import Target
 from .redis_wire import check_amounts, record_of
 from .timekeeper import elapsed_ns
@@ -75,7 +75,9 @@ class RedisLedger(Lasting):
         if epoch is not None and (not isinstance(epoch, str) or not _NAME.fullmatch(epoch)):
             raise ValueError(f"epoch must be what ledger.epoch says, got {epoch!r}")
         if not isinstance(url, str):
-            raise ValueError(f'RedisLedger takes a URL, e.g. RedisLedger("redis://localhost:6379"); got {url!r}')  # noqa: TRY004
+            raise TypeError(
+                f'RedisLedger takes a URL, e.g. RedisLedger("redis://localhost:6379"); got {type(url).__name__}'
+            )
         all_scripts()  # reads files: not to be done later, on an event loop
         self._timeout = timeout
         self._target = Target(url, timeout)
@@ -149,7 +151,16 @@ class RedisLedger(Lasting):
         Raises:
             LedgerError: Redis was not reached in time.
         """
-        return None if self._interrupts() else self._run(self._asking.close(account_id))
+        if self._interrupts():
+            return None
+        try:
+            return self._run(self._asking.close(account_id))
+        except LedgerError:
+            self._later(partial(self._close, account_id))
+            raise
+
+    def _close(self, account_id: str) -> Balance | None:
+        return self._run(self._asking.close(account_id))
 
     def settle(
         self, call_id: str, charge: Amounts, unknown: Amounts = ZERO, outcome: Outcome | None = None
@@ -370,7 +381,13 @@ class RedisLedger(Lasting):
         self._run(self._asking.beat())
 
     def _bury(self) -> int:
-        return self._run(self._asking.bury(self._dead_after_ns // 1_000))
+        """Each step has a deadline of its own: there may be many."""
+        silent_us, count, passed, more = self._dead_after_ns // 1_000, 0, 0, True
+        while more:
+            holds, more = self._run(self._asking.aged(silent_us, passed))
+            buried = sum(self._run(self._asking.bury(hold, silent_us)) for hold in holds)
+            count, passed = count + buried, max(0, passed + PAGE - buried)
+        return count
 
     def _judge(self, run_id: str, verdict: str) -> None:
         self._run(self._asking.judge(run_id, verdict))

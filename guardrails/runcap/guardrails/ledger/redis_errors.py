@@ -16,7 +16,7 @@ _ADVICE = (
     ("MASTERDOWN", "it is a replica that has lost its primary"),
     ("BUSY", "a script of somebody else blocks it"),
     ("NOREPLICAS", "too few replicas are connected for it to take writes"),
-    ("ERR unknown command", "it is too old, or not Redis: version 5 or later is needed"),
+    ("ERR unknown command", "it is too old, or not Redis: version 6 or later is needed"),
 )
 
 
@@ -74,6 +74,14 @@ def too_late(where: str, seconds: float) -> Unanswered:
 def unreachable(error: Exception, where: str) -> Unanswered:
     """The connection could not be made, or broke."""
     return Unanswered(f"Redis at {where} cannot be reached: {error}")
+
+
+def pinned(given: str, found: str, where: str) -> LedgerError:
+    """The user named another epoch than this ledger's."""
+    return LedgerError(
+        f"the ledger in Redis at {where} is not the one of epoch={given!r}, but {found!r}: its data was lost and it "
+        "began anew, or this is another one. Look at the bill, then give RedisLedger the epoch it has now"
+    )
 
 
 def lost(why: str, tag: str, where: str) -> LedgerError:

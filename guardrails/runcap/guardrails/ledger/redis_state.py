@@ -22,6 +22,7 @@ class Known:
     def __init__(self, epoch: str | None) -> None:
         self.epoch = epoch
         self.met = False
+        self.joined = False
         self.beat_ns: int | None = None
         self._seq = 0
         self._acknowledged = 0
@@ -74,6 +75,7 @@ class Known:
     def join(self, reply: Reply) -> None:
         """The ledger is in another epoch: what was reached in the one before does not count any more."""
         with self._lock:
+            self.joined = True
             self._seq, self._acknowledged = reply[1], 0
             self._balances = {account_id: (0, balance) for account_id, (_, balance) in self._balances.items()}
             self.epoch = reply[HEAD]  # last: args() reads it first

@@ -15,13 +15,16 @@ from .lasting import Ending
 from .records import About, Outcome
 from .redis_clients import Commands, Request, Steps
 from .redis_scripts import all_scripts, script
-from .redis_state import FORGOTTEN_AFTER, Known
+from .redis_state import Known
 from .redis_target import Address, Target
 from .redis_wire import HEAD, Hold, Keys, Mine, Reply
 from .timekeeper import elapsed_ns
 
-_PAGE = 250
+PAGE = 250
 """How many holds or records one script looks at: it has Redis to itself meanwhile."""
+
+_OWNERS = 10_000
+"""How many owners Redis remembers: those that gave a sign of life last."""
 
 _HOPS = 5
 """How often a cluster may send us elsewhere before that counts as an error."""
@@ -133,42 +136,50 @@ class Asking:
     def beat(self) -> Steps[None]:
         """Say that this owner lives, and see that Redis may still be trusted."""
         yield from self._meet()
-        forgotten = int(FORGOTTEN_AFTER * 1e6)
         self.known.beat_ns = None  # due
-        yield from self._run("beat", self.keys.base, (forgotten,))
+        yield from self._run("beat", self.keys.base, (_OWNERS,))
 
     def leave(self) -> Steps[None]:
         """Say that this owner is gone."""
         yield from self._run("leave", (*self.keys.base, self.keys.held), tuple(self.open), signs=False)
 
-    def bury(self, silent_us: int) -> Steps[int]:
-        """Make the holds of owners that fell silent unknown; how many."""
-        count, passed = 0, 0
-        while True:
-            reply = yield from self._run("aged", (*self.keys.base, self.keys.held), (silent_us, passed, _PAGE))
-            call_ids = wire.readable(reply[HEAD])
-            holds = yield from self._holds(call_ids)
-            for hold in holds:
-                if (yield from self._bury(hold, silent_us)):
-                    count += 1
-                else:
-                    passed += 1
-            if len(call_ids) < _PAGE:
-                return count
+    def aged(self, silent_us: int, passed: int) -> Steps[tuple[list[Hold], bool]]:
+        """A page of old holds whose owners fell silent, or do not know them; `passed`: those to pass over.
+
+        And whether there are more.
+        """
+        reply = yield from self._run("aged", (*self.keys.base, self.keys.held), (silent_us, passed, PAGE))
+        call_ids = wire.readable(reply[HEAD])
+        holds = yield from self._holds(call_ids)
+        owners = sorted({hold.owner for hold in holds})
+        reply = yield from self._run("silent", self.keys.base, (silent_us, *owners))
+        silent = set(wire.readable(reply[HEAD]))
+        found = [hold for hold in holds if hold.owner in silent or self._is_orphan(hold)]
+        return found, len(call_ids) >= PAGE
+
+    def bury(self, hold: Hold, silent_us: int) -> Steps[bool]:
+        """Make a hold unknown, if its owner is silent still."""
+        record = ""
+        if hold.about_json:
+            outcome = Outcome(hold.about, "unknown", resolved_by="owner died")
+            record = wire.record_json(outcome, hold.about_json, hold.amount.nano)
+        args = (hold.call_id, silent_us, "1" if self._is_orphan(hold) else "0", hold.about.run_id, record)
+        reply = yield from self._run("bury", self.keys.for_bury(hold), args)
+        return bool(reply[0] == b"OK")
 
     def unknowns(self) -> Steps[list[Hold]]:
         """Every hold that is unknown, oldest first."""
         reply = yield from self._run("unknown", (*self.keys.base, self.keys.unknown), ())
         call_ids, found = wire.readable(reply[HEAD]), []
-        for at in range(0, len(call_ids), _PAGE):
-            found += yield from self._holds(call_ids[at : at + _PAGE])
+        for at in range(0, len(call_ids), PAGE):
+            found += yield from self._holds(call_ids[at : at + PAGE])
         return [hold for hold in found if hold.state == "unknown"]
 
     def page(self, run_id: str | None, begin: str | int, end: str) -> Steps[list[Any]]:
         """The next entries of the usage stream, from an entry's id on, or of a run's list, from a position on."""
         of_run = () if run_id is None else (self.keys.run(run_id),)
         keys = (*self.keys.base, self.keys.usage, self.keys.verdicts, self.keys.revised, *of_run)
-        reply = yield from self._run("page", keys, (begin, end, _PAGE))
+        reply = yield from self._run("page", keys, (begin, end, PAGE))
         entries: list[Any] = wire.readable(reply[HEAD])
         return entries
 
@@ -192,15 +203,8 @@ class Asking:
         told = zip(call_ids, reply[HEAD:], strict=True)
         return [hold for hold in (wire.hold_of(call_id, each) for call_id, each in told) if hold is not None]
 
-    def _bury(self, hold: Hold, silent_us: int) -> Steps[bool]:
-        orphan = hold.owner == self._owner() and hold.call_id not in self.open
-        record = ""
-        if hold.about_json:
-            outcome = Outcome(hold.about, "unknown", resolved_by="owner died")
-            record = wire.record_json(outcome, hold.about_json, hold.amount.nano)
-        args = (hold.call_id, silent_us, "1" if orphan else "0", hold.about.run_id, record)
-        reply = yield from self._run("bury", self.keys.for_bury(hold), args)
-        return bool(reply[0] == b"OK")
+    def _is_orphan(self, hold: Hold) -> bool:
+        return hold.owner == self._owner() and hold.call_id not in self.open
 
     def _beat_due(self) -> bool:
         last = self.known.beat_ns
@@ -258,9 +262,18 @@ class Asking:
         self._check_ours(reply)
         if known.epoch is None:
             known.join(reply)
+        elif reply[HEAD] != known.epoch and not known.joined:
+            self._check_pin(reply)
         self._saw_time(reply[HEAD + 1] * 1_000)
         known.note(reply, reply[HEAD])
         known.met = True
+
+    def _check_pin(self, reply: Reply) -> None:
+        """The user named an epoch: of this ledger, or of another. That is between him and this client."""
+        epoch, former = reply[HEAD], reply[HEAD + 2].split()
+        if self.known.epoch not in former:
+            raise errors.pinned(str(self.known.epoch), epoch, self.where)
+        self.known.join(reply)
 
     def _check_policy(self, info: str) -> None:
         policy = next((line for line in info.splitlines() if line.startswith("maxmemory_policy:")), "")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
 from .redis_errors import answered, too_late, unreachable
 
@@ -30,6 +31,23 @@ _DROPPED = (
 """What a URL may say of time-outs and retries: the deadline stands above it."""
 
 
+_NO_URL = (
+    "not a URL that redis-py understands (it is not shown, for it may hold a password): "
+    'RedisLedger("redis://user:password@host:6379/0"), with what is no letter or digit in the password written as %2F'
+)
+
+
+def _told(parse_url: Any, url: str) -> dict[str, Any]:
+    try:
+        told: dict[str, Any] = dict(parse_url(url))
+    except (ValueError, TypeError, UnicodeError):
+        raise ValueError(_NO_URL) from None
+    path = urlsplit(url).path.strip("/")
+    if not url.startswith("unix:") and path and not path.isdigit():
+        raise ValueError(f"the path of a Redis URL is the number of a database, got {path!r}")
+    return told
+
+
 class Target:
     """A server, as its URL describes it.
 
@@ -47,7 +65,7 @@ class Target:
         self.seconds = seconds
         parse_url: Any = redis.connection.parse_url
         self.errors = redis.exceptions
-        told: dict[str, Any] = dict(parse_url(url))
+        told = _told(parse_url, url)
         base = told.pop("connection_class", redis.connection.Connection)
         # RESP2 needs no greeting; and without CLIENT SETINFO a connection is there two round trips sooner.
         tells = "driver_info" in inspect.signature(redis.connection.AbstractConnection.__init__).parameters
@@ -63,8 +81,8 @@ class Target:
             str(told.get("host", "")).encode("idna")
             self.line(None)
             self.async_line(None)
-        except (TypeError, UnicodeError) as error:
-            raise ValueError(f"not a URL that redis-py understands: {error}") from error
+        except (TypeError, UnicodeError):
+            raise ValueError(_NO_URL) from None
 
     def line(self, address: Address | None) -> Any:
         """A connection, not yet made."""

@@ -15,18 +15,18 @@ for i, key in ipairs(KEYS) do
   if kind ~= 'none' and kind ~= TYPES[i] then return {'FOREIGN', 0, now, 0, key} end
   if i > 1 and kind ~= 'none' then some = some or key end
 end
-local meta = redis.call('HMGET', KEYS[1], 'app', 'schema', 'epoch', 'seq')
+local meta = redis.call('HMGET', KEYS[1], 'app', 'schema', 'epoch', 'seq', 'former')
 if meta[1] == 'runcap' then
   if tonumber(meta[2]) ~= SCHEMA then return {'NEWER', 0, now, 0, meta[2], SCHEMA} end
   local beat = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2] -- what was written last was written about then
-  return {'OK', tonumber(meta[4]), now, 0, meta[3], tonumber(beat) or 0}
+  return {'OK', tonumber(meta[4]), now, 0, meta[3], tonumber(beat) or 0, meta[5] or ''}
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'FOREIGN', 0, now, 0, KEYS[1]} end
 if ARGV[1] ~= '' then
   redis.call('HSET', KEYS[1], 'app', 'runcap', 'schema', SCHEMA, 'epoch', ARGV[1], 'seq', ARGV[2],
     'lost', 'all of it is gone')
-  return {'OK', tonumber(ARGV[2]), now, 0, ARGV[1], now}
+  return {'OK', tonumber(ARGV[2]), now, 0, ARGV[1], now, ''}
 end
 if some then return {'FOREIGN', 0, now, 0, some} end
 redis.call('HSET', KEYS[1], 'app', 'runcap', 'schema', SCHEMA, 'epoch', ARGV[3], 'seq', 0)
-return {'OK', 0, now, 0, ARGV[3], now}
+return {'OK', 0, now, 0, ARGV[3], now, ''}
