@@ -252,6 +252,26 @@ class LedgerContract:
         assert isinstance(refusal, Refusal)
         assert refusal.unit == "usd"
 
+    @pytest.mark.parametrize("reason", ["a person said so", "cap:steps", None])
+    def test_what_was_spent_already_is_booked_whatever_the_account_says(
+        self, ledger: Ledger, reason: str | None
+    ) -> None:
+        full = Account("run:a", Caps(nano=10, steps=1))
+        assert isinstance(ledger.reserve("c", (offer(10),), (full,)), Grant)
+        ledger.settle("c", Amounts(nano=10))
+        if reason is not None:
+            ledger.stop("run:a", reason)
+        made = Offer(Amounts(7, 3, 2, 1), ZERO, ZERO, last="spent")
+        grant = ledger.reserve("made", (made,), (Account("run:a"),))
+        assert isinstance(grant, Grant)
+        assert grant.amount == Amounts(7, 3, 2, 1)
+        ledger.settle("made", Amounts(5, 3))
+        balance = ledger.balance("run:a")
+        assert balance.caps == full.caps, "it came with none, and leaves those there are"
+        assert (balance.spent, balance.held, balance.stopped) == (Amounts(15, 3, 3, 1), ZERO, reason)
+        ledger.release("dead")
+        assert isinstance(ledger.reserve("dead", (made,), (Account("run:a"),)), Refusal)
+
     def test_no_last_answer_after_a_user_stopped_the_run(self, ledger: Ledger) -> None:
         ledger.stop("run:root", "enough")
         ledger.stop("run:child", "cap:usd")

@@ -55,6 +55,32 @@ class TestWhatCannotBeWritten:
             ledger.beat()
             assert ledger.balance("run:a").spent.nano == 4
 
+    @pytest.mark.parametrize("error", [UnicodeError, ValueError, TypeError])
+    def test_and_fails_otherwise_is_given_up_at_once(
+        self, ledger: SQLiteLedger, error: type[Exception], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail() -> None:
+            raise error("secret")
+
+        ledger.reserve("c", (offer(10),), (account(),))
+        ledger._soon(fail)
+        assert ledger.settle("c", Amounts(nano=4)) is not None
+        assert caplog.text.count("an entry was given up") == 1
+        assert error.__name__ in caplog.text
+        assert "secret" not in caplog.text
+
+    def test_is_not_given_up_in_the_place_of_another(self, path: Path, clock: ManualClock) -> None:
+        """Another thread may be writing what comes first just now."""
+        with make(path, clock) as ledger:
+            ledger.reserve("c", (offer(10),), (account(),))
+            with pytest.raises(LedgerError, match="cannot keep a sum"):
+                ledger.settle("c", Amounts(nano=2**64))
+            with ledger._flushing:
+                for _ in range(25):
+                    ledger._doubt(LedgerError("no"))
+            assert len(ledger._outbox) == 1
+            ledger._outbox.clear()
+
 
 _LAST_WORDS = """
 import sqlite3, sys

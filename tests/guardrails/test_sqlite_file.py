@@ -292,3 +292,59 @@ def test_two_make_one_at_once(path: Path) -> None:
     assert len(made) == 8
     for ledger in made:
         ledger.dispose()
+
+
+class TestAFileThatIsGone:
+    """Somebody removed it, or put another in its place, while processes use it."""
+
+    def spent(self, ledger: SQLiteLedger) -> None:
+        ledger.reserve("c", (offer(100),), (account(),))
+        ledger.settle("c", Amounts(nano=100))
+
+    @pytest.mark.parametrize("replaced", [False, True])
+    def test_fails_closed(self, path: Path, replaced: bool) -> None:
+        with make(path) as ledger:
+            self.spent(ledger)
+            for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+                (path.parent / name).unlink()
+            with make(path if replaced else path.parent / "other.db") as other:
+                other.reserve("d", (offer(7),), (account(),))
+                for action in (ledger.beat, ledger.beat, lambda: ledger.balance("run:a")):
+                    with pytest.raises(LedgerError, match=r"was removed or replaced while it was in use"):
+                        action()
+                with pytest.raises(LedgerError, match=r"was removed or replaced while it was in use"):
+                    ledger.reserve("e", (offer(1),), (account(),))
+                assert other.balance("run:a").held.nano == 7
+            assert path.exists() == replaced
+            ledger.dispose()
+            assert isinstance(ledger.reserve("f", (offer(1),), (account(),)), Grant), "as somebody wants it"
+        with make(path) as later:
+            assert later.balance("run:a").held.nano == (8 if replaced else 1), "nothing of the new file was lost"
+
+    def test_goes_on_once_it_is_back(self, path: Path) -> None:
+        with make(path) as ledger:
+            self.spent(ledger)
+            path.rename(path.parent / "away.db")
+            with pytest.raises(LedgerError, match="removed or replaced"):
+                ledger.beat()
+            (path.parent / "away.db").rename(path)
+            assert ledger.balance("run:a").spent.nano == 100
+
+    def test_is_none_that_only_grows(self, path: Path) -> None:
+        with make(path) as ledger:
+            for number in range(200):
+                ledger.reserve(f"{number}", (offer(1),), (account(nano=1000),))
+            ledger.beat()
+        with make(path) as again:
+            again.beat()
+
+
+def test_the_path_is_that_of_the_beginning(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    with make(path.name) as ledger:
+        (path.parent / "other").mkdir()
+        monkeypatch.chdir(path.parent / "other")
+        ledger.reserve("c", (offer(10),), (account(),))
+        ledger.dispose()
+        assert ledger.balance("run:a").held.nano == 10
+    assert not (path.parent / "other" / path.name).exists()

@@ -18,6 +18,7 @@ from runcap.guardrails.money import to_usd
 from runcap.guardrails.testing import ScriptedProvider
 from runcap.integrations.langchain import BudgetMiddleware
 
+from ..guardrails.redis_server import wait_for
 from .conftest import LOOK_UP, USER, Caller, Serve, looping, openai
 
 THREAD: Any = {"configurable": {"thread_id": "1"}, "metadata": {"runcap": {"user": "ada"}}}
@@ -86,4 +87,5 @@ def test_no_is_no_and_the_run_is_over(processes: Any, caller: Caller) -> None:
         caller.invoke(second.agent, Command(resume=False), THREAD)
     assert info.value.run_id == question["run_id"]
     assert info.value.spent == provider.cost_usd
-    assert not any(second.ledger.balance(f"run:{question['run_id']}").used), "closed"
+    account = f"run:{question['run_id']}"
+    wait_for(lambda: not any(second.ledger.balance(account).used), "the end of the account, on another thread")

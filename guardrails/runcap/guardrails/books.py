@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from . import offload
-from .ledger import Balance, LedgerError
+from .checks import check_tags
+from .clock import Clock
+from .ledger import Account, Balance, LedgerError
 from .offload import may_block
 from .refusals import unavailable
 
@@ -39,6 +41,25 @@ class Books:
         except LedgerError as error:
             self._guard.say_once(f"balances are shown as they were seen last: {error}")
             return ledger.peek(account_id)
+
+    def limits(self, tags: Mapping[str, str]) -> tuple[Balance, ...]:
+        """See `Guard.limit_balances`. Where to ask would block a loop, as this process saw them last."""
+        ledger = self.ledger
+        if not ledger.blocking or may_block():
+            return tuple(_beside(one, ledger.balance(one.id)) for one in self._limited(tags, ledger.now_ns))
+        return tuple(_beside(one, ledger.peek(one.id)) for one in self._limited(tags, lambda clock: clock.time_ns()))
+
+    async def alimits(self, tags: Mapping[str, str]) -> tuple[Balance, ...]:
+        """`limits`, without blocking the loop."""
+        if self._guard.limits.windowed:
+            await self.ledger.aready()
+        accounts = self._limited(tags, self.ledger.now_ns)
+        return tuple([_beside(one, await self.ledger.abalance(one.id)) for one in accounts])
+
+    def _limited(self, tags: Mapping[str, str], now_ns: Callable[[Clock], int]) -> tuple[Account, ...]:
+        check_tags(tags)
+        limits = self._guard.limits
+        return limits.accounts(tags, now_ns(self._guard.clock) if limits.windowed else 0, "-", None)
 
     def off_loop(self, action: Callable[[], None], call_id: str | None = None) -> Future[None] | None:
         """Do what uses the ledger; where that would block a loop, on another thread, and the future of it."""
@@ -70,6 +91,24 @@ class Books:
                 raise unavailable(run.accounts[0], error, model) from error
         return self._guard.scope(run, model)
 
+    def take_back(self, call_id: str, run: Run, model: str | None) -> None:
+        """Release what was granted to a run that went on as another, so that the same call may be reserved there.
+
+        Raises:
+            LedgerUnavailable: it may still be held, and would be granted as it is.
+        """
+        try:
+            self.ledger.release(call_id)
+        except LedgerError as error:
+            raise unavailable(run.accounts[0], error, model) from error
+
+    async def atake_back(self, call_id: str, run: Run, model: str | None) -> None:
+        """`take_back`, without blocking the loop."""
+        try:
+            await self.ledger.arelease(call_id)
+        except LedgerError as error:
+            raise unavailable(run.accounts[0], error, model) from error
+
     async def give_back(self, call_id: str) -> None:
         """Release a call, though whoever asked for it is cancelled."""
         await asyncio.shield(self._release(call_id))
@@ -79,3 +118,8 @@ class Books:
             await self.ledger.arelease(call_id)
         except LedgerError as error:
             _log.warning("runcap: a cancelled call keeps its hold for now: %s", error)
+
+
+def _beside(account: Account, balance: Balance) -> Balance:
+    """With the caps of this guard: the ledger has those of whoever called last."""
+    return balance._replace(caps=account.caps)

@@ -49,6 +49,24 @@ def check_tags(tags: Mapping[str, object]) -> None:
             raise ValueError(f"tag {name!a} holds a lone surrogate, which is no text")
 
 
+def check_run_id(run_id: object) -> None:
+    """Check the name of a run.
+
+    Raises:
+        TypeError: it is no string.
+        ValueError: it holds what is no text (a lone surrogate): no store could keep it.
+    """
+    if not isinstance(run_id, str):
+        raise TypeError(f"a run's id must be a string, got {type(run_id).__name__}")
+    if not is_text(run_id):
+        raise ValueError(f"a run's id must be text, and this holds a lone surrogate: {run_id!a}")
+
+
 def is_text(value: str) -> bool:
     """It can be stored and sent: no half of a surrogate pair in it."""
     return value.isascii() or not any("\ud800" <= one <= "\udfff" for one in value)
+
+
+def storable(text: str) -> str:
+    """What a model or a person wrote, as every store can keep it: half a surrogate pair is written out."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from . import forks
 from .amounts import ZERO, Amounts
 from .history import Cut
 
@@ -43,7 +43,7 @@ class Course:
     __slots__ = ("_claimed", "_lock", "declined", "known", "restored", "rung", "spare", "tier", "top_ups", "unsaid")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._claimed = False
         self.rung = 0
         self.tier: str | None = None

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 from weakref import WeakMethod
 
-from . import telling
+from . import forks, telling
 from .admission import Reservation, areserve, reserve
 from .amounts import UNITS, Amounts
 from .books import Books
 from .budget import Budget
-from .checks import check_parts, check_tags
+from .checks import check_parts, check_run_id, check_tags
 from .clock import Clock, NewId, SystemClock, new_id
 from .dispatch import Dispatcher
 from .errors import BudgetExceeded, RefusalDetails, Refused
@@ -122,7 +121,7 @@ class Guard:
         self.new_id = new_id
         self._unscoped = unscoped
         self._named: dict[str, Run] = {}
-        self._naming = threading.RLock()  # a finalizer may end a run in the middle of naming another
+        self._naming = forks.rlock()  # a finalizer may end a run in the middle of naming another
         self._default: Run | None = None
         self._said: dict[str, object] = {}
         self._locators: list[WeakMethod[Callable[[], Run | None]]] = []
@@ -176,7 +175,12 @@ class Guard:
         return run
 
     def named_run(self, run_id: str, tags: dict[str, str] | None = None) -> Run:
-        """The run of this id, begun at its first call; the same one until it is ended with `run.end()`."""
+        """The run of this id, begun at its first call; the same one until it is ended with `run.end()`.
+
+        Raises:
+            TypeError, ValueError: the id is no text.
+        """
+        check_run_id(run_id)
         with self._naming:
             run = self._named.get(run_id)
             if run is not None and not run.ended:
@@ -223,22 +227,18 @@ class Guard:
         )
 
     def limit_balances(self, **tags: str) -> tuple[Balance, ...]:
-        """What runs with these tags have used of the guard's limits in the windows of now.
+        """What runs with these tags have used of the guard's limits in the windows of now, beside this guard's caps.
 
         Raises:
-            LedgerError: the clock jumped.
+            LedgerError: the ledger did not answer, or the clock jumped.
             Refused: a tag is missing that is limited.
+            TypeError, ValueError: a tag is no text.
         """
-        now = self.ledger.now_ns(self.clock) if self.limits.windowed else 0
-        return tuple(self.books.balance(one.id) for one in self.limits.accounts(tags, now, "-", None))
+        return self.books.limits(tags)
 
     async def alimit_balances(self, **tags: str) -> tuple[Balance, ...]:
         """`limit_balances`, without blocking the loop: there, the other shows them as this process saw them last."""
-        if self.limits.windowed:
-            await self.ledger.aready()
-        now = self.ledger.now_ns(self.clock) if self.limits.windowed else 0
-        accounts = self.limits.accounts(tags, now, "-", None)
-        return tuple([await self.ledger.abalance(account.id) for account in accounts])
+        return await self.books.alimits(tags)
 
     def add_locator(self, locate: Callable[[], Run | None]) -> None:
         """For adapters: how to find the run of the agent or tool that is running in this context, if any."""
@@ -280,7 +280,7 @@ class Guard:
             plan = Plan(self, request, run, wait=wait and may_block(), renew=renew)
             grant = reserve(plan, self.ledger)
             if run.ended and run.went_on_as is not None:
-                self.ledger.release(request.call_id)
+                self.books.take_back(request.call_id, run, request.model)
                 return self.admit(request, run.went_on_as, wait=wait, renew=renew)
             turn_away_late(request.call_id, run, self, request.model)
         except Refused as refused:
@@ -298,7 +298,7 @@ class Guard:
             plan = Plan(self, request, run, wait=wait, renew=renew)
             grant = await areserve(plan, self.ledger)
             if run.ended and run.went_on_as is not None:
-                await self.books.give_back(request.call_id)
+                await self.books.atake_back(request.call_id, run, request.model)
                 return await self.aadmit(request, run.went_on_as, wait=wait, renew=renew)
             turn_away_late(request.call_id, run, self, request.model)
         except asyncio.CancelledError:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from weakref import WeakKeyDictionary, WeakSet, ref
 
+from . import forks
 from .permit import Permit
 from .recent import Recent
 
@@ -139,7 +139,7 @@ class InFlight:
 
 
 _every: WeakSet[InFlight] = WeakSet()
-_adding = threading.RLock()  # weak collections may not grow while another thread walks them
+_adding = forks.rlock()  # weak collections may not grow while another thread walks them
 
 
 def release_everywhere(call_id: str) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from . import forks
 from .events import LoopWarned
 from .loops import Loop, LoopPolicy, LoopWatch
 from .refusals import LOOP_PREFIX, loop_halted
@@ -32,7 +32,7 @@ class _Agents:
 
     def __init__(self, policy: LoopPolicy) -> None:
         self._policy = policy
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._by_id: dict[str | None, _Agent] = {}
 
     def get(self, agent_id: str | None) -> _Agent:

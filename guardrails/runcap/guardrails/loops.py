@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+from . import forks
 
 Kind = Literal["repeat", "cycle", "error"]
 """The same call again, calls that go round, or one tool's same error again."""
@@ -86,7 +87,7 @@ class LoopWatch:
 
     def __init__(self, policy: LoopPolicy) -> None:
         self._policy = policy
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._last: deque[tuple[str, int]] = deque(maxlen=_LONGEST)
         self._matched = [0] * (_LONGEST + 1)
         """For each period, how many of the last calls on end equal the one a period before."""

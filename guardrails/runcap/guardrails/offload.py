@@ -17,6 +17,9 @@ from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
+from typing import TypeGuard
+
+from . import forks
 
 _log = logging.getLogger("runcap")
 
@@ -33,6 +36,7 @@ class _Workers:
     """Threads that take jobs from one queue, whose `put` is safe in finalizers."""
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self.jobs: SimpleQueue[_Job] = SimpleQueue()
         self.undone: dict[Future[None], str | None] = {}
         for number in range(_THREADS):
@@ -53,7 +57,9 @@ class _Workers:
             del action, done
 
     def finish(self) -> None:
-        """Wait for what is still to be done."""
+        """Wait for what is still to be done; a forked child leaves that to its parent."""
+        if os.getpid() != self._pid:
+            return
         deadline = time.monotonic() + _LAST_WORDS
         for done in self.undone.copy():
             with suppress(TimeoutError):
@@ -61,7 +67,7 @@ class _Workers:
 
 
 _workers: dict[int, _Workers] = {}
-_starting = threading.Lock()
+_starting = forks.lock()
 
 
 def may_block() -> bool:
@@ -92,7 +98,7 @@ def hand_over(action: Callable[[], None], call_id: str | None = None) -> Future[
 def wait(*dones: Future[None] | None) -> None:
     """Block this thread until these were done. They are taken in order, so a job may wait for earlier ones."""
     for done in dones:
-        if done is not None:
+        if _is_under_way(done):
             done.result()
 
 
@@ -103,8 +109,14 @@ def is_worker() -> bool:
 
 async def until(done: Future[None] | None) -> None:
     """Wait for something handed over, without blocking the loop. Cancelling the wait does not cancel it."""
-    if done is not None and not done.done():
+    if _is_under_way(done):
         await asyncio.shield(asyncio.wrap_future(done))
+
+
+def _is_under_way(done: Future[None] | None) -> TypeGuard[Future[None]]:
+    """It was handed over in this process, and is not done: a forked child never hears of what its parent does."""
+    workers = _workers.get(os.getpid())
+    return workers is not None and done in workers.undone
 
 
 def of(call_id: str) -> list[Future[None]]:

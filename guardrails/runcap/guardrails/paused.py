@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-
+from . import forks
 from .run import Run
 
 _KEPT = 4_096
@@ -14,7 +13,7 @@ class PausedRuns:
 
     def __init__(self) -> None:
         self._by_thread: dict[str, Run] = {}
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
 
     def __len__(self) -> int:
         return len(self._by_thread)

@@ -15,6 +15,7 @@ from .amounts import ZERO, Amounts
 from .estimate import expected_tokens
 from .events import CallReconciled, Cut, State
 from .ledger import Grant, LedgerError, Outcome, Settlement
+from .money import MAX_NANO
 from .offload import until, wait
 from .pricing import NoPrice, PriceContext
 from .ratecard import BILLED, RateCard, Unpriced
@@ -33,6 +34,10 @@ _SAY_THEIR_BILL = ("openrouter", "perplexity", "x-ai")
 """Who is believed that a call cost nothing; proxies fill the field with zeros."""
 _LOOK_EVERY = 64
 """Output tokens of a stream between two looks at what its budgets have left."""
+_MOST = MAX_NANO - 1
+"""Nano-dollars or tokens one call is charged at most: what every ledger keeps exactly. A cap is passed long before."""
+_MOST_TOKENS = _MOST // 2
+"""Tokens in, or out, that are believed of one call."""
 _UNBOOKED = (ZERO, ZERO, Usage())
 
 
@@ -106,6 +111,7 @@ class Permit:
         """Charge what the provider reported. False where the permit had ended (as unknown: it is reconciled)."""
         if not self._turn("settled"):
             return self._reconcile(usage, response)
+        usage = self._believable(usage)
         nano, source = self._price(usage, response)
         charge = Amounts(nano=nano or 0, tokens=usage.total_tokens)
         self.run.count(usage, priced=nano is not None)
@@ -148,7 +154,7 @@ class Permit:
         """
         if not self._turn("unknown"):
             return False
-        usage = self._likely_usage(answer_bytes, partial) if prompt_billed else Usage()
+        usage = self._believable(self._likely_usage(answer_bytes, partial)) if prompt_billed else Usage()
         nano = None if self._card is None else self._likely_nano(self._card, usage)
         charge = Amounts(nano=nano or 0, tokens=usage.total_tokens)
         unknown = self.grant.amount.held_part().minus(charge).at_least_zero()
@@ -163,9 +169,13 @@ class Permit:
         self._close(told, charge, unknown)
         return True
 
+    def _is_anothers(self) -> bool:
+        """A forked child has a copy of it, and no say."""
+        return os.getpid() != self._pid
+
     def _turn(self, state: State) -> bool:
-        if os.getpid() != self._pid:
-            return False  # a forked child has a copy of it, and no say
+        if self._is_anothers():
+            return False
         try:
             self._open.pop()
         except IndexError:
@@ -185,19 +195,25 @@ class Permit:
         nano = self._nano(card, usage)
         return min(nano, self.grant.amount.nano) if self.estimate.hard else nano
 
+    def _believable(self, usage: Usage) -> Usage:
+        if max(usage.counts()) <= _MOST_TOKENS:
+            return usage
+        self._guard.say_once(f"{self.request.model} reported more tokens than can be counted, and is charged the most")
+        return Usage(min(usage.input_tokens, _MOST_TOKENS), min(usage.output_tokens, _MOST_TOKENS))
+
     def _price(self, usage: Usage, response: Response) -> tuple[int | None, str | None]:
         if response.billed_nano or (response.billed_nano == 0 and self.request.provider in _SAY_THEIR_BILL):
-            return response.billed_nano, BILLED
+            return min(response.billed_nano, _MOST), BILLED
         card = self._settle_card(response)
         return (None, None) if card is None else (self._nano(card, usage), card.source)
 
     def _nano(self, card: RateCard, usage: Usage) -> int:
         try:
-            return card.nano(usage)
+            return min(card.nano(usage), _MOST)
         except Unpriced as error:
             self._guard.say_once(f"{self.request.model}: {error}; its calls cost more than is shown")
             known = replace(usage, input_audio_tokens=0, output_audio_tokens=0, web_searches=0)
-            return card.nano(known)
+            return min(card.nano(known), _MOST)
 
     def _settle_card(self, response: Response) -> RateCard | None:
         request, card = self.request, self._card
@@ -262,8 +278,9 @@ class Permit:
             return None
 
     def _reconcile(self, usage: Usage, response: Response) -> bool:
-        if self._state != "unknown" or not any(self._booked[1]):
+        if self._state != "unknown" or not any(self._booked[1]) or self._is_anothers():
             return False
+        usage = self._believable(usage)
         nano, source = self._price(usage, response)
         charge = Amounts(nano=nano or 0, tokens=usage.total_tokens)
         before, self._booked = self._booked, (charge, Amounts(), usage)

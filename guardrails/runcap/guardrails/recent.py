@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import threading
+from collections import OrderedDict
 from typing import Generic, TypeVar
+
+from . import forks
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """At most `size` entries, the oldest dropped first. Safe across threads, and in finalizers."""
+    """At most `size` entries, those put longest ago dropped first. Safe across threads, and in finalizers."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._entries: dict[K, V] = {}
-        self._lock = threading.RLock()
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self._lock = forks.rlock()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -28,19 +30,14 @@ class Recent(Generic[K, V]):
         return self._entries.get(key)
 
     def put(self, key: K, value: V) -> None:
-        """Keep a value; a new key counts as the most recent."""
+        """Keep a value, as the most recent. Whoever reads meanwhile finds the one before, or this one."""
         with self._lock:
             self._entries[key] = value
+            self._entries.move_to_end(key)
             while len(self._entries) > self._size:
-                del self._entries[next(iter(self._entries))]
+                self._entries.popitem(last=False)
 
     def keep(self, key: K, value: V) -> V:
         """`put`, and give the value back."""
         self.put(key, value)
         return value
-
-    def renew(self, key: K, value: V) -> None:
-        """Keep a value, as the most recent also where the key is known; who reads meanwhile may miss it."""
-        with self._lock:
-            self._entries.pop(key, None)
-            self.put(key, value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,7 +11,9 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+from . import forks
 from .amounts import Amounts
+from .checks import storable
 from .errors import LedgerUnavailable
 from .ledger import Account, Balance, LedgerError
 from .offload import is_worker, may_block, until, wait
@@ -36,7 +37,7 @@ class RunAccount:
         self._catching_up: Future[None] | None = None
         self._owed: set[Future[None]] = set()
         self._unbooked: deque[Callable[[], None]] = deque()
-        self._booking = threading.Lock()
+        self._booking = forks.lock()
 
     @property
     def balance(self) -> Balance:
@@ -82,7 +83,7 @@ class RunAccount:
                 )
             then()
 
-        self._unbooked.append(partial(self._guard.ledger.stop, self._account.id, reason))
+        self._unbooked.append(partial(self._guard.ledger.stop, self._account.id, storable(reason)))
         self._catching_up = self._guard.books.off_loop(tell)
         self.owes(self._catching_up)
 
@@ -94,7 +95,7 @@ class RunAccount:
         """
         self.catch_up()
         try:
-            return self._guard.ledger.top_up(self._account.id, key, extra)
+            return self._guard.ledger.top_up(self._account.id, storable(key), extra)
         except LedgerError as error:
             raise unavailable(self._account, error) from error
 
@@ -102,7 +103,7 @@ class RunAccount:
         """`top_up`, without blocking the loop."""
         await self.acatch_up()
         try:
-            return await self._guard.ledger.atop_up(self._account.id, key, extra)
+            return await self._guard.ledger.atop_up(self._account.id, storable(key), extra)
         except LedgerError as error:
             raise unavailable(self._account, error) from error
 
@@ -110,7 +111,7 @@ class RunAccount:
         """Keep the verdict, where records are kept."""
         ledger = self._guard.ledger
         if ledger.lasting:
-            self.owes(self._guard.books.off_loop(partial(ledger.judge, run_id, verdict)))
+            self.owes(self._guard.books.off_loop(partial(ledger.judge, run_id, storable(verdict))))
 
     def before_next(self, action: Callable[[], None]) -> None:
         """Something has to be booked before the next call, which waits for it."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from .amounts import ZERO, Amounts
-from .ledger import Account, Ledger, Offer
+from .ledger import Account, Ledger, LedgerError, Offer, Refusal
 
 if TYPE_CHECKING:
     from .run import Run
@@ -67,11 +67,16 @@ def carry_over(saved: SavedRun, blank: Run, ledger: Ledger) -> None:
 
 
 def _book(saved: SavedRun, call_id: str, spent: Amounts, unknown: Amounts, ledger: Ledger) -> None:
+    """Book it, whatever became of the run meanwhile.
+
+    Raises:
+        LedgerError: it could not be: the next call of the run may not be made either.
+    """
     account_id, counted = _account(saved), spent.counted_part()
     # Held at a token at least: what counts at once alone leaves no hold to settle.
-    # As a last answer, which passes where the run was stopped by its cap before it went on elsewhere.
-    offer = Offer(counted.plus(Amounts(tokens=1)), counted, ZERO, last=True)
-    ledger.reserve(call_id, (offer,), (Account(account_id),))
+    offer = Offer(counted.plus(Amounts(tokens=1)), counted, ZERO, last="spent")
+    if isinstance(ledger.reserve(call_id, (offer,), (Account(account_id),)), Refusal):
+        raise LedgerError("what the run has spent elsewhere cannot be booked, for it was stopped here")
     ledger.settle(call_id, spent.held_part(), unknown.held_part())
     for key, extra in saved.top_ups.items():
         ledger.top_up(account_id, key, extra)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 
+from . import forks
 from .usage import Usage
 
 NO_USAGE = Usage()
@@ -18,7 +18,7 @@ class Tally:
     def __init__(self) -> None:
         self._totals = list(NO_USAGE.counts())
         self._counted: deque[tuple[Usage, Usage, bool]] = deque()
-        self._counting = threading.RLock()
+        self._counting = forks.rlock()
         self._folding = False
         self._unpriced = 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from .checks import storable
 from .events import CallEnded, CallStarted, State
 from .ledger import About, Balance, Outcome
 from .request import Request, Response
@@ -32,13 +33,14 @@ class Told(NamedTuple):
 
 def about(request: Request, run: Run, now_ns: int) -> About:
     """What is known of a call when it is admitted."""
+    provider, model, tier = request.provider, request.model, request.purpose.tier
     return About(
         run_id=run.id,
         parent_run_id=run.info.parent_id,
         tags=run.info.tags,
-        provider=request.provider,
-        model=request.model,
-        tier=request.purpose.tier,
+        provider=provider and storable(provider),
+        model=model and storable(model),
+        tier=tier and storable(tier),
         attempt=request.attempt,
         started_ns=now_ns,
     )
@@ -53,7 +55,7 @@ def outcome(permit: Permit, told: Told, resolved_by: str | None = None) -> Outco
         cost_nano=told.cost,
         price_source=told.source,
         latency_ns=max(0, told.ended_ns - permit.started_ns),
-        error_type=told.error_type,
+        error_type=told.error_type and storable(told.error_type),
         resolved_by=resolved_by,
     )
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 
+from . import forks
 from .clock import Clock
 
 
@@ -78,7 +79,7 @@ class WaitingRoom:
 
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
-        self._lock = threading.RLock()
+        self._lock = forks.rlock()
 
     def __bool__(self) -> bool:
         """Somebody waits."""

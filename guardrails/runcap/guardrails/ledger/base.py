@@ -7,7 +7,7 @@ step over every account, so that a store across a network costs one round trip a
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from ..amounts import HELD_UNITS, NO_CAPS, UNITS, ZERO, Amounts, Caps
 from ..clock import Clock
@@ -19,18 +19,20 @@ class Offer(NamedTuple):
 
     `most` is the dearest it can cost, `least` the smallest hold it can still be made with (its output clamped),
     `expected` what it will likely cost. `spare` has to be free beside the hold, for the run's last answer; `last` says
-    that the call is that answer, which is granted on an account that was stopped by its cap or as a loop.
+    that the call is that answer, which is granted on an account that was stopped by its cap or as a loop. `"spent"`
+    says that the call was made already: the only offer, granted in full whatever the account's caps and state, and
+    leaves the caps as they are.
     """
 
     most: Amounts
     least: Amounts
     expected: Amounts
     spare: Amounts = ZERO
-    last: bool = False
+    last: bool | Literal["spent"] = False
 
     def passes(self, stopped: str) -> bool:
         """It may be made on an account that was stopped for this reason."""
-        return self.last and stopped.startswith(LAST_AFTER)
+        return bool(self.last) and stopped.startswith(LAST_AFTER)
 
 
 LAST_AFTER = ("cap:", "loop:")

@@ -24,19 +24,19 @@ class Heart:
     def __init__(self, interval: float | None, beat: Callable[[], None]) -> None:
         self._interval = interval
         self._beat = WeakMethod(beat)
-        self._stopped = False
+        self._wanted = False
         self._hurried = False
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._changing = threading.RLock()  # a finalizer may need it in the middle of its start
 
     def start(self) -> None:
         """Beat from now on. Costs nothing where it does already."""
-        if self._thread is not None or self._interval is None:
+        if self._wanted or self._interval is None:
             return
-        with self._starting:
-            if self._thread is None:
-                self._stopped = False
+        with self._changing:
+            self._wanted = True
+            if self._thread is None:  # else one that was stopped in the middle of a beat, and now goes on
                 thread = threading.Thread(target=self._run, args=(self._interval,), name="runcap-heart", daemon=True)
                 self._thread = thread
                 thread.start()
@@ -49,27 +49,43 @@ class Heart:
 
     def stop(self) -> None:
         """Beat no more."""
-        self._stopped = True
+        self._wanted = False
         self._wake.set()
-        thread, self._thread = self._thread, None
+        thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=_JOIN)
 
     def _run(self, interval: float) -> None:
-        reported = False
-        while True:
-            self._wake.wait(_HURRY if self._hurried else interval)
-            beat = self._beat()
-            if self._stopped or beat is None:
-                return
-            self._wake.clear()
-            self._hurried = False
-            try:
-                beat()
-                reported = False
-            except LedgerError as error:
-                self._hurried = True
-                if not reported:
-                    reported = True
-                    _log.warning("runcap: the ledger cannot be reached, and will be tried again: %s", error)
-            del beat
+        failed = False
+        try:
+            while True:
+                self._wake.wait(_HURRY if self._hurried else interval)
+                beat = self._beat()
+                if beat is None or self._is_over():
+                    return
+                self._wake.clear()
+                self._hurried = False
+                failed = self._try(beat, quiet=failed)
+                del beat
+        finally:
+            with self._changing:
+                if self._thread is threading.current_thread():
+                    self._thread, self._wanted = None, False
+
+    def _is_over(self) -> bool:
+        with self._changing:
+            if not self._wanted:
+                self._thread = None  # from here on, a start needs another
+            return not self._wanted
+
+    def _try(self, beat: Callable[[], None], *, quiet: bool) -> bool:
+        """Whether it failed, and will be tried again soon; said once, until it succeeds."""
+        try:
+            beat()
+        except Exception as error:  # noqa: BLE001 - as long as the process lives, it has to say so
+            self._hurried = True
+            if not quiet:
+                what = error if isinstance(error, LedgerError) else type(error).__name__
+                _log.warning("runcap: the ledger cannot be reached, and will be tried again: %s", what)
+            return True
+        return False

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple, ParamSpec, Self, TextIO, TypeVar
 from weakref import WeakSet
 
+from .. import forks
 from ..amounts import ZERO, Amounts
 from ..clock import Clock, SystemClock, new_id
 from ..money import Money
@@ -79,7 +80,7 @@ class Lasting(ABC):
         self._seen: Recent[str, Balance] = Recent(_SEEN)
         self._inside = threading.local()
         self._outbox: deque[Callable[[], object]] = deque()
-        self._flushing = threading.Lock()
+        self._flushing = forks.lock()
         self._timekeeper = Timekeeper()
         self._refused = 0
         self._begin_process()
@@ -219,10 +220,17 @@ class Lasting(ABC):
     def _doubt(self, error: LedgerError) -> None:
         """The ledger answers, and yet refuses an entry. It may not keep the others from being written for ever."""
         self._refused += 1
-        if self._refused >= _TRIES and self._outbox:
-            self._refused = 0
+        if self._refused >= _TRIES and self._flushing.acquire(blocking=False):
+            try:
+                self._give_up(error)
+            finally:
+                self._flushing.release()
+
+    def _give_up(self, why: object) -> None:
+        self._refused = 0
+        if self._outbox:
             self._outbox.popleft()
-            _log.error("runcap: an entry was given up, and the call it ends keeps its hold: %s", error)
+            _log.error("runcap: an entry was given up, and the call it ends keeps its hold: %s", why)
 
     def accept_clock(self) -> None:
         """The clock jumped and is right now: go by it."""
@@ -230,6 +238,7 @@ class Lasting(ABC):
 
     def dispose(self) -> None:
         """Write what is still to be written, and let go of files, connections and threads. May be used again after."""
+        self._check_fork()
         self._heart.stop()
         try:
             self._flush()
@@ -304,6 +313,7 @@ class Lasting(ABC):
         return getattr(self._inside, "turn", False)
 
     def _end(self, ending: Ending) -> Settlement | None:
+        self._check_fork()
         if self._interrupts():
             self._outbox.append(partial(self._book, ending))
             return None
@@ -314,11 +324,16 @@ class Lasting(ABC):
             self._later(partial(self._book, ending))
             raise
 
+    def _undo(self, call_id: str) -> None:
+        """A call may have been reserved, or be yet, and nobody knows of it."""
+        self._later(partial(self._book, Ending(call_id, None)))
+
     def _later(self, action: Callable[[], object]) -> None:
         self._outbox.append(action)
         self._heart.hurry()
 
     def _soon(self, action: Callable[[], object]) -> None:
+        self._check_fork()
         self._outbox.append(action)
         if self._interrupts():
             return
@@ -334,14 +349,24 @@ class Lasting(ABC):
         Raises:
             LedgerError: it still cannot be.
         """
+        self._check_fork()
         if not self._outbox or not self._flushing.acquire(blocking=False):
             return
         try:
             while self._outbox:
-                self._outbox[0]()
-                self._outbox.popleft()
+                self._write_first()
         finally:
             self._flushing.release()
+
+    def _write_first(self) -> None:
+        try:
+            self._outbox[0]()
+        except LedgerError:
+            raise
+        except Exception as error:  # noqa: BLE001 - no ledger that cannot be reached: it never can be written
+            self._give_up(type(error).__name__)
+        else:
+            self._outbox.popleft()
 
     def _saw(self, balances: tuple[Balance, ...]) -> None:
         for balance in balances:

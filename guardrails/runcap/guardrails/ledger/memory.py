@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from .. import forks
 from ..amounts import ZERO, Amounts
 from ..clock import Clock
 from ..recent import Recent
@@ -49,7 +49,7 @@ class MemoryLedger:
         self._top_up_keys: dict[str, set[str]] = {}
         self._holds: dict[str, _Hold] = {}
         self._dead: Recent[str, str] = Recent(_REMEMBERED)
-        self._lock = threading.RLock()
+        self._lock = forks.rlock()
         self._busy = False
         self._late: deque[Callable[[], object]] = deque()
 
@@ -186,7 +186,10 @@ class MemoryLedger:
         held = self._holds.get(call_id)
         if held is not None:
             return held.grant
-        states = [self._state(account) for account in accounts]
+        if offers[0].last == "spent":
+            states = [self._known(account.id) for account in accounts]
+        else:
+            states = [self._state(account) for account in accounts]
         answer = decide(call_id, offers, accounts, states, dead=call_id in self._dead)
         if isinstance(answer, Refusal):
             return answer

@@ -147,6 +147,10 @@ def _ids_json(ids: tuple[str, ...]) -> str:
     return _to_json(ids)
 
 
+_MADE = 2
+"""How reserve.lua is told that a call was made already."""
+
+
 def reserve_args(call_id: str, offers: Sequence[Offer], accounts: Sequence[Account], told: str) -> list[Any]:
     """The arguments of reserve.lua.
 
@@ -155,7 +159,7 @@ def reserve_args(call_id: str, offers: Sequence[Offer], accounts: Sequence[Accou
     """
     args: list[Any] = [call_id, told, len(offers)]
     for most, least, expected, spare, last in offers:
-        figures = (*most, *least, expected[0], expected[1], *spare, 1 if last else 0)
+        figures = (*most, *least, expected[0], expected[1], *spare, _MADE if last == "spent" else int(last))
         if max(figures) > LARGEST:
             raise ValueError(f"an offer is larger than what Redis counts exactly ({LARGEST}): {most}")
         args.append(_OFFER.pack(*figures))

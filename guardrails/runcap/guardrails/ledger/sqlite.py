@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
 
 from ..amounts import ZERO, Amounts
 from ..clock import Clock
+from . import sqlite_owners as owners
 from . import sqlite_rows as rows
 from .base import Account, Balance, Grant, LedgerError, Offer, Refusal, Settlement
 from .lasting import DEAD_AFTER, HEARTBEAT, Ending, Lasting, check_seconds
 from .records import About, Outcome, UsageRecord
-from .sqlite_file import File
+from .sqlite_file import File, checked_path
 from .sqlite_rows import Hold, Row
 from .state import decide
 from .timekeeper import elapsed_ns
@@ -32,14 +31,8 @@ Synchronous = Literal["FULL", "NORMAL"]
 TIMEOUT = 10.0
 """Seconds an operation waits for other processes at most."""
 
-_TOMBSTONES = 65_536
 _PAGE = 1_000
 _FOREVER_NS = 2**63 - 1
-
-_FORGET = "DELETE FROM tombstones WHERE call_id IN (SELECT call_id FROM tombstones ORDER BY at_ns LIMIT ?)"
-_FORGET_OWNERS = """DELETE FROM owners WHERE beat_ns < ?
-  AND NOT EXISTS (SELECT 1 FROM holds WHERE holds.owner = owners.id AND holds.state = 'held')"""
-_FORGOTTEN_AFTER_NS = 24 * 3600 * 10**9
 
 
 class SQLiteLedger(Lasting):
@@ -74,9 +67,10 @@ class SQLiteLedger(Lasting):
         check_seconds("timeout", timeout)
         if synchronous not in ("FULL", "NORMAL"):
             raise ValueError(f'synchronous must be "FULL" or "NORMAL", got {synchronous!r}')
-        self._file = File(_checked(path), synchronous, timeout)
+        self._file = File(checked_path(path), synchronous, timeout)
         self._pool: ThreadPoolExecutor | None = None
         self._last_beat_ns: int | None = None
+        self._open: set[str] = set()
         super().__init__(clock=clock, heartbeat=heartbeat, dead_after=dead_after)
         with self._file.writing() as connection:
             connection.execute("DELETE FROM owners WHERE id = ''")  # a file that cannot be written is told of now
@@ -95,14 +89,7 @@ class SQLiteLedger(Lasting):
         Raises:
             LedgerError: the file could not be written in time.
         """
-        self._flush()
-        try:
-            answer = self._in_turn(self._file.write, self._reserve, call_id, offers, accounts, about)
-        except BaseException:
-            self._last_beat_ns = None  # a sign of life that was part of it was rolled back
-            raise
-        self._heart.start()
-        return answer
+        return self._took(self._ask(call_id, offers, accounts, about))
 
     def top_up(self, account_id: str, key: str, extra: Amounts) -> bool:
         """See `Ledger.top_up`.
@@ -110,15 +97,7 @@ class SQLiteLedger(Lasting):
         Raises:
             LedgerError: the file could not be written in time.
         """
-        with self._turn(), self._file.writing() as connection:
-            row = rows.row_of(connection, account_id) or rows.open_row(connection, account_id)
-            insert = "INSERT OR IGNORE INTO top_ups VALUES (?, ?, ?, ?, ?, ?, ?)"
-            if not connection.execute(insert, (row.n, key, *extra, self._time_ns())).rowcount:
-                return False
-            row.top_up(extra)
-            rows.write_row(connection, row)
-            self._saw((row.balance(),))
-            return True
+        return bool(self._in_turn(self._file.write, rows.top_up, self._saw, account_id, key, extra, self._time_ns()))
 
     def stop(self, account_id: str, reason: str) -> None:
         """See `Ledger.stop`.
@@ -126,11 +105,7 @@ class SQLiteLedger(Lasting):
         Raises:
             LedgerError: the file could not be written in time.
         """
-        with self._turn(), self._file.writing() as connection:
-            row = rows.row_of(connection, account_id) or rows.open_row(connection, account_id)
-            row.stopped = row.stopped or reason
-            rows.write_row(connection, row)
-            self._saw((row.balance(),))
+        self._in_turn(self._file.write, rows.stop, self._saw, account_id, reason)
 
     def balance(self, account_id: str) -> Balance:
         """See `Ledger.balance`.
@@ -210,7 +185,11 @@ class SQLiteLedger(Lasting):
         self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...], about: About | None = None
     ) -> Grant | Refusal:
         """See `Ledger.reserve`; on a thread of the ledger's own."""
-        return await self._elsewhere(self.reserve, call_id, offers, accounts, about)
+        try:
+            return self._took(await self._elsewhere(self._ask, call_id, offers, accounts, about))
+        except (asyncio.CancelledError, GeneratorExit):
+            self._undo(call_id)  # it goes on there, and nobody is here any more who will end the call
+            raise
 
     async def asettle(
         self, call_id: str, charge: Amounts, unknown: Amounts = ZERO, outcome: Outcome | None = None
@@ -243,6 +222,24 @@ class SQLiteLedger(Lasting):
         done = asyncio.get_running_loop().run_in_executor(self._pool, partial(operation, *args, **kwargs))
         return await asyncio.shield(done)
 
+    def _ask(
+        self, call_id: str, offers: tuple[Offer, ...], accounts: tuple[Account, ...], about: About | None
+    ) -> Grant | Refusal:
+        self._flush()
+        try:
+            answer = self._in_turn(self._file.write, self._reserve, self._saw_answer, call_id, offers, accounts, about)
+        except BaseException:
+            self._last_beat_ns = None  # a sign of life that was part of it was rolled back
+            raise
+        self._heart.start()
+        return answer
+
+    def _took(self, answer: Grant | Refusal) -> Grant | Refusal:
+        """Whoever asked has the answer. A grant that nobody takes is an orphan, once it is old."""
+        if isinstance(answer, Grant) and (answer.amount[0] or answer.amount[1]):
+            self._open.add(answer.call_id)
+        return answer
+
     def _reserve(
         self,
         connection: sqlite3.Connection,
@@ -251,21 +248,9 @@ class SQLiteLedger(Lasting):
         accounts: tuple[Account, ...],
         about: About | None,
     ) -> Grant | Refusal:
-        answer = self._answer(connection, call_id, offers, accounts, about)
-        self._saw((answer.balance,) if isinstance(answer, Refusal) else answer.balances)
-        return answer
-
-    def _answer(
-        self,
-        connection: sqlite3.Connection,
-        call_id: str,
-        offers: tuple[Offer, ...],
-        accounts: tuple[Account, ...],
-        about: About | None,
-    ) -> Grant | Refusal:
         now = self._time_ns()
-        self._beat_if_due(connection, now)
-        states, held, dead = rows.asked(connection, call_id, accounts)
+        self._sign_if_due(connection, now)
+        states, held, dead = rows.asked(connection, call_id, accounts, recap=offers[0].last != "spent")
         if held:
             return _granted_before(connection, call_id, states)
         answer = decide(call_id, offers, accounts, states, dead=dead)
@@ -284,18 +269,25 @@ class SQLiteLedger(Lasting):
             rows.write_hold(connection, hold)
         return Grant(call_id, index, amount, tuple(balances))
 
+    def _saw_answer(self, answer: Grant | Refusal) -> None:
+        self._saw((answer.balance,) if isinstance(answer, Refusal) else answer.balances)
+
     def _book(self, ending: Ending) -> Settlement | None:
-        return self._in_turn(self._file.write, self._end_call, ending)
+        settlement = self._in_turn(self._file.write, self._end_call, self._saw_settled, ending)
+        self._open.discard(ending.call_id)
+        return settlement
+
+    def _saw_settled(self, settlement: Settlement | None) -> None:
+        if settlement is not None:
+            self._saw(settlement.balances)
 
     def _end_call(self, connection: sqlite3.Connection, ending: Ending) -> Settlement | None:
         hold = rows.hold_of(connection, ending.call_id)
         if hold is None:
             if ending.charge is None:
-                self._bury_early(connection, ending.call_id)
+                owners.bury_early(connection, ending.call_id, self._time_ns())
             return None
-        settlement = self._settle(connection, hold, ending.charge or ZERO, ending.unknown, ending.outcome)
-        self._saw(settlement.balances)
-        return settlement
+        return self._settle(connection, hold, ending.charge or ZERO, ending.unknown, ending.outcome)
 
     def _settle(
         self, connection: sqlite3.Connection, hold: Hold, charge: Amounts, unknown: Amounts, outcome: Outcome | None
@@ -323,45 +315,42 @@ class SQLiteLedger(Lasting):
             rows.append_usage(connection, hold.call_id, hold.revision, self._time_ns(), outcome, unknown)
         return Settlement(hold.call_id, charge, unknown, tuple([row.balance() for row in charged_to]))
 
-    def _bury_early(self, connection: sqlite3.Connection, call_id: str) -> None:
-        now = self._time_ns()
-        connection.execute("INSERT OR IGNORE INTO tombstones VALUES (?, ?)", (call_id, now))
-        [count] = connection.execute("SELECT count(*) FROM tombstones").fetchone()
-        if count > _TOMBSTONES:
-            connection.execute(_FORGET, (count - _TOMBSTONES // 2,))
-
     def _beat(self) -> None:
+        self._file.check()
         with self._turn(), self._file.writing() as connection:
-            self._write_beat(connection, self._time_ns())
+            self._sign(connection, self._time_ns())
 
-    def _beat_if_due(self, connection: sqlite3.Connection, now: int) -> None:
+    def _sign(self, connection: sqlite3.Connection, now: int) -> None:
+        owners.sign(connection, self.owner, now, self._dead_after_ns)
+        self._last_beat_ns = now
+
+    def _sign_if_due(self, connection: sqlite3.Connection, now: int) -> None:
         last = self._last_beat_ns
         if last is None or abs(now - last) > self._dead_after_ns // 4:
-            self._write_beat(connection, now)
-
-    def _write_beat(self, connection: sqlite3.Connection, now: int) -> None:
-        values = (self.owner, socket.gethostname(), os.getpid(), now)
-        connection.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)", values)
-        connection.execute(_FORGET_OWNERS, (now - max(_FORGOTTEN_AFTER_NS, self._dead_after_ns),))
-        self._last_beat_ns = now
+            self._sign(connection, now)
 
     def _bury(self) -> int:
         with self._turn(), self._file.reading() as connection:
             if not self._of_the_dead(connection):
                 return 0
-        with self._turn(), self._file.writing() as connection:
-            holds = self._of_the_dead(connection)
-            for hold in holds:
-                outcome = Outcome(About.from_json(hold.about), "unknown", resolved_by="owner died")
-                self._settle(connection, hold, ZERO, hold.amount.held_part(), outcome if hold.about else None)
-            for owner in {hold.owner for hold in holds}:
-                connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
-            return len(holds)
+        return len(self._in_turn(self._file.write, self._bury_all, self._saw_buried))
+
+    def _bury_all(self, connection: sqlite3.Connection) -> list[Settlement]:
+        holds, buried = self._of_the_dead(connection), []
+        for hold in holds:
+            outcome = Outcome(About.from_json(hold.about), "unknown", resolved_by="owner died")
+            rest = hold.amount.held_part()
+            buried.append(self._settle(connection, hold, ZERO, rest, outcome if hold.about else None))
+        for owner in {hold.owner for hold in holds} - {self.owner}:
+            owners.forget(connection, owner)
+        return buried
+
+    def _saw_buried(self, buried: list[Settlement]) -> None:
+        for settlement in buried:
+            self._saw(settlement.balances)
 
     def _of_the_dead(self, connection: sqlite3.Connection) -> list[Hold]:
-        now, long = self._time_ns(), self._dead_after_ns
-        # A sign of life from the future is none: the clock went back.
-        return rows.held_by_silent(connection, self.owner, now - long, now + long)
+        return owners.held_by_the_dead(connection, self.owner, self._open, self._time_ns(), self._dead_after_ns)
 
     def _judge(self, run_id: str, verdict: str) -> None:
         with self._turn(), self._file.writing() as connection:
@@ -377,6 +366,7 @@ class SQLiteLedger(Lasting):
         if os.getpid() != self._pid:
             self._pool = None
             self._last_beat_ns = None
+            self._open.clear()
             self._file.abandon()
             return
         pool, self._pool = self._pool, None
@@ -389,7 +379,7 @@ class SQLiteLedger(Lasting):
         self._last_beat_ns = None
         try:
             with self._turn(), self._file.writing() as connection:
-                connection.execute("DELETE FROM owners WHERE id = ?", (self.owner,))
+                owners.forget(connection, self.owner)
         except LedgerError:
             return  # it falls silent, which says the same a little later
 
@@ -399,11 +389,3 @@ def _granted_before(connection: sqlite3.Connection, call_id: str, states: list[R
     if hold is None:
         raise LedgerError(f"the hold of call {call_id} is gone")
     return Grant(call_id, hold.offer, hold.amount, tuple([state.balance() for state in states]))
-
-
-def _checked(path: str | os.PathLike[str]) -> Path:
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f'SQLiteLedger takes a path, e.g. SQLiteLedger("budget.db"); got {path!r}')
-    if not str(path) or str(path) == ":memory:":
-        raise ValueError(f"SQLiteLedger takes the path of a file, got {str(path)!r}: MemoryLedger() keeps none")
-    return Path(path)

@@ -28,6 +28,7 @@ class File:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._open_here: list[sqlite3.Connection] = []
+        self._opened: tuple[int, int] | None = None
         weakref.finalize(self, _close, self._open_here, os.getpid())
 
     @contextmanager
@@ -41,7 +42,7 @@ class File:
             raise self._busy()
         try:
             yield self._open_here[0] if self._open_here else self._open()
-        except (sqlite3.Error, OverflowError) as error:
+        except _REFUSED as error:
             raise self._explained(error) from error
         finally:
             self._lock.release()
@@ -63,8 +64,16 @@ class File:
                     connection.execute("ROLLBACK")
                 raise
 
-    def write(self, operation: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def write(
+        self,
+        operation: Callable[Concatenate[sqlite3.Connection, P], T],
+        then: Callable[[T], None],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
         """An operation in a transaction of its own, as `writing` gives one; written out for speed.
+
+        `then` is told what came of it, once it is written and before anybody else writes.
 
         Raises:
             LedgerError: it could not be written.
@@ -81,7 +90,8 @@ class File:
                 with suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 raise
-        except (sqlite3.Error, OverflowError) as error:
+            then(result)
+        except _REFUSED as error:
             raise self._explained(error) from error
         finally:
             self._lock.release()
@@ -91,6 +101,25 @@ class File:
         """Let go of the file."""
         with self._lock:
             _close(self._open_here, os.getpid())
+            self._opened = None
+
+    def check(self) -> None:
+        """See that the path still is the file that was opened, as long as it was not let go of.
+
+        Raises:
+            LedgerError: somebody removed it, or put another in its place.
+        """
+        with self._lock:
+            self._check()
+
+    def _check(self) -> None:
+        if self._opened is None or _identity(self.path) == self._opened:
+            return
+        _close(self._open_here, os.getpid())
+        raise LedgerError(
+            f"{self.path} was removed or replaced while it was in use, and with it what was spent of every cap: put it "
+            "back, or go on with what is there now by ledger.dispose() in every process, or a restart"
+        )
 
     def abandon(self) -> None:
         """In a forked child: forget the parent's connection, which may be in the middle of something."""
@@ -101,6 +130,7 @@ class File:
         weakref.finalize(self, _close, self._open_here, os.getpid())
 
     def _open(self) -> sqlite3.Connection:
+        self._check()
         if not self.path.parent.is_dir():
             raise LedgerError(f"{self.path.parent} is no folder: make it, or give SQLiteLedger another path")
         connection = sqlite3.connect(
@@ -115,6 +145,7 @@ class File:
             connection.close()
             raise
         self._open_here.append(connection)
+        self._opened = self._opened or _identity(self.path)
         return connection
 
     def _busy(self) -> LedgerError:
@@ -126,9 +157,30 @@ class File:
         return LedgerError(f"{self.path}: {text}{way_out.format(seconds=f'{self._timeout:g}')}")
 
 
+def checked_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a ledger, from the root.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f'SQLiteLedger takes a path, e.g. SQLiteLedger("budget.db"); got {path!r}')
+    if not str(path) or str(path) == ":memory:":
+        raise ValueError(f"SQLiteLedger takes the path of a file, got {str(path)!r}: MemoryLedger() keeps none")
+    return Path(path).absolute()  # a process may go elsewhere, and its children begin there
+
+
 def _close(connections: list[sqlite3.Connection], pid: int) -> None:
     while connections and os.getpid() == pid:
         connections.pop().close()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return _NO_FILE
+    return found.st_dev, found.st_ino
 
 
 def _write_ahead(connection: sqlite3.Connection, path: Path, until: float) -> None:
@@ -144,6 +196,11 @@ def _write_ahead(connection: sqlite3.Connection, path: Path, until: float) -> No
         raise LedgerError(f"{path} cannot be shared by processes (journal mode {mode}): put it on a local disk")
 
 
+_NO_FILE = (-1, -1)
+
+_REFUSED = (sqlite3.Error, ValueError, OverflowError)
+"""What SQLite raises, for one reason or another, where it does not carry out a statement."""
+
 _abandoned: list[sqlite3.Connection] = []
 
 _HINTS = (
@@ -153,5 +210,6 @@ _HINTS = (
     ("not a database", ": it is no ledger; give SQLiteLedger a path of its own"),
     ("full", ": make room; nothing that was written before is lost"),
     ("too large", ": an account cannot keep a sum above 2**63"),
+    ("surrogates", ": a text holds half of a surrogate pair, which no file can keep"),
     ("malformed", ": restore it from a backup; the file is damaged"),
 )

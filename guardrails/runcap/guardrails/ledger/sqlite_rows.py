@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..amounts import ZERO, Amounts, Caps
 from ..usage import Usage
-from .base import Account
+from .base import Account, Balance
 from .records import TOKEN_FIELDS, About, Outcome, UsageRecord
 from .sqlite_schema import ACCOUNT_FIGURES, HOLD_COLUMNS, USAGE_COLUMNS
 from .state import State
@@ -91,9 +91,7 @@ _UPDATE_HELD = """UPDATE accounts SET spent_steps = ?, spent_tool_calls = ?, hel
 _UPDATE_LANDED = """UPDATE accounts SET spent_nano = ?, spent_tokens = ?, held_nano = ?, held_tokens = ?,
   expected_nano = ?, expected_tokens = ?, in_flight = ? WHERE n = ?"""
 _INSERT_HOLD = f"INSERT OR REPLACE INTO holds VALUES ({', '.join('?' * len(HOLD_COLUMNS))})"
-_HOLD = f"SELECT {', '.join(HOLD_COLUMNS)} FROM holds"
-_SILENT = f"""{_HOLD} WHERE state = 'held' AND owner <> ?
-  AND owner NOT IN (SELECT id FROM owners WHERE beat_ns BETWEEN ? AND ?) ORDER BY since_ns, call_id"""
+HOLD = f"SELECT {', '.join(HOLD_COLUMNS)} FROM holds"
 INSERT_USAGE = f"INSERT INTO usage ({', '.join(USAGE_COLUMNS)}) VALUES ({', '.join('?' * len(USAGE_COLUMNS))})"
 _KNOWN_CALL = """EXISTS (SELECT 1 FROM holds WHERE call_id = ?1),
   EXISTS (SELECT 1 FROM tombstones WHERE call_id = ?1)"""
@@ -112,8 +110,8 @@ class Asked(NamedTuple):
     dead: bool
 
 
-def asked(connection: sqlite3.Connection, call_id: str, accounts: Sequence[Account]) -> Asked:
-    """A call and its accounts, with the caps it came with; those never used before are opened."""
+def asked(connection: sqlite3.Connection, call_id: str, accounts: Sequence[Account], *, recap: bool) -> Asked:
+    """A call and its accounts; those never used before are opened. `recap`: with the caps it came with."""
     found = connection.execute(_ask(len(accounts)), (call_id, *[one.id for one in accounts])).fetchall()
     known = {values[1]: _row(values) for values in found}
     states: list[Row] = []
@@ -121,7 +119,7 @@ def asked(connection: sqlite3.Connection, call_id: str, accounts: Sequence[Accou
         state = known.get(account_id)
         if state is None:
             state = known[account_id] = open_row(connection, account_id)
-        if state.given != caps:
+        if recap and state.given != caps:
             state.give(caps)
             state.recapped = True
         states.append(state)
@@ -158,6 +156,27 @@ def open_row(connection: sqlite3.Connection, account_id: str) -> Row:
     return Row(account_id, n=connection.execute("INSERT INTO accounts (id) VALUES (?)", (account_id,)).lastrowid or 0)
 
 
+def top_up(
+    connection: sqlite3.Connection, account_id: str, key: str, extra: Amounts, at_ns: int
+) -> tuple[Balance, ...]:
+    """Raise an account's caps, and let it go on; its balance, nothing where the key was used before."""
+    row = row_of(connection, account_id) or open_row(connection, account_id)
+    insert = "INSERT OR IGNORE INTO top_ups VALUES (?, ?, ?, ?, ?, ?, ?)"
+    if not connection.execute(insert, (row.n, key, *extra, at_ns)).rowcount:
+        return ()
+    row.top_up(extra)
+    write_row(connection, row)
+    return (row.balance(),)
+
+
+def stop(connection: sqlite3.Connection, account_id: str, reason: str) -> tuple[Balance, ...]:
+    """Stop an account, unless it is; its balance."""
+    row = row_of(connection, account_id) or open_row(connection, account_id)
+    row.stopped = row.stopped or reason
+    write_row(connection, row)
+    return (row.balance(),)
+
+
 def write_row(connection: sqlite3.Connection, row: Row) -> None:
     """Keep an account's figures."""
     figures = (*row.given, *row.extra, *row.spent, *row.held[:2], *row.unknown[:2], *row.expected[:2])
@@ -188,18 +207,13 @@ def write_landed(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
 
 def hold_of(connection: sqlite3.Connection, call_id: str) -> Hold | None:
     """A call that is held, or left something unknown."""
-    values = connection.execute(f"{_HOLD} WHERE call_id = ?", (call_id,)).fetchone()
-    return None if values is None else _hold(values)
+    values = connection.execute(f"{HOLD} WHERE call_id = ?", (call_id,)).fetchone()
+    return None if values is None else to_hold(values)
 
 
 def unknown_holds(connection: sqlite3.Connection) -> list[Hold]:
     """All calls that left something unknown, oldest first."""
-    return list(map(_hold, connection.execute(f"{_HOLD} WHERE state = 'unknown' ORDER BY since_ns, call_id")))
-
-
-def held_by_silent(connection: sqlite3.Connection, owner: str, begin_ns: int, end_ns: int) -> list[Hold]:
-    """The calls held by owners that gave no sign of life between two times, oldest first; but for this owner's."""
-    return list(map(_hold, connection.execute(_SILENT, (owner, begin_ns, end_ns))))
+    return list(map(to_hold, connection.execute(f"{HOLD} WHERE state = 'unknown' ORDER BY since_ns, call_id")))
 
 
 def write_hold(connection: sqlite3.Connection, hold: Hold) -> None:
@@ -315,7 +329,8 @@ def _row(values: tuple[Any, ...]) -> Row:
     )
 
 
-def _hold(values: tuple[Any, ...]) -> Hold:
+def to_hold(values: tuple[Any, ...]) -> Hold:
+    """A row as `HOLD` gives it."""
     call_id, owner, state, offer = values[:4]
     expected_nano, expected_tokens, charged_nano, charged_tokens, unknown_nano, unknown_tokens = values[8:14]
     since_ns, revision, accounts, about = values[14:]

@@ -92,6 +92,8 @@ def decide(
     `dead`: the call was released before it was reserved.
     """
     last = offers[-1]
+    if last.last == "spent" and not dead:
+        return 0, last.most
     for account, state in zip(accounts, states, strict=True):
         if dead or (state.stopped is not None and not last.passes(state.stopped)):
             return Refusal(call_id, account, state.balance(), None, last.least)

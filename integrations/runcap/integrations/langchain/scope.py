@@ -46,7 +46,8 @@ def read_metadata(metadata: Mapping[str, Any]) -> RunMetadata:
     except ValidationError as error:
         where = ", ".join(".".join(map(str, problem["loc"])) or "it" for problem in error.errors())
     else:
-        where = ", ".join(name for name, value in told.tags.items() if not is_text(value))
+        texts = {"run_id": told.run_id or "", **told.tags}
+        where = ", ".join(ascii(name)[1:-1] for name, value in texts.items() if not is_text(name + value))
         if not where:
             return told
     shape = 'a mapping of strings such as {"user": "ada", "task": "refund"}'

@@ -185,7 +185,7 @@ class Steering:
             mine = self._dialogues if place.outlives_run else place.run.notes.setdefault(self, Recent(_KEPT))
             kept: Recent[object, Dialogue] = mine
             known = kept.get(place.conversation) or Dialogue(self._guard.history, own.target)
-            kept.renew(place.conversation, known)
+            kept.put(place.conversation, known)
             return known
 
 

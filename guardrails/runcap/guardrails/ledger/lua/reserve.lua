@@ -2,8 +2,8 @@
 --
 -- KEYS  3 held  4 dead  5 the call's hold, then the accounts
 -- ARGV  6 call id  7 the end of the hold: ids of the accounts, about (lines of JSON)  8 how many offers, then each
---       (packed: 1-4 most, 5-8 least, 9-10 expected, 11-14 spare, 15 is it the last answer), then each account's caps
---       (packed)
+--       (packed: 1-4 most, 5-8 least, 9-10 expected, 11-14 spare, 15 what it is: 1 the last answer, 2 a call made
+--       already, which is granted in full and leaves the caps alone), then each account's caps (packed)
 if lost then return refuse_lost() end
 local accounts, size = {}, #KEYS - 5
 if size > 0 then
@@ -21,8 +21,8 @@ end
 
 local count = tonumber(ARGV[8])
 local last = ARGV[8 + count]
-local news = false
-for i = 1, size do
+local news, made = false, string.sub(last, 113, 113) == '\2'
+for i = 1, made and 0 or size do
   local it, given = accounts[i], ARGV[8 + count + i]
   if it.given ~= given then
     it[17], it[18], it[19], it[20] = struct.unpack('<i8i8i8i8', given)
@@ -47,7 +47,7 @@ end
 local dead = call('ZSCORE', KEYS[4], ARGV[6])
 for i = 1, size do
   local why = accounts[i].stopped
-  if dead or why ~= '' then
+  if dead or (why ~= '' and not made) then
     local passes = string.sub(why, 1, 5) == '"cap:' or string.sub(why, 1, 6) == '"loop:'
     if dead or not (passes and offer_of(last)[15] == 1) then return refuse(i, false) end
   end
@@ -77,8 +77,8 @@ local function room(offer)
   return offer
 end
 
-local amount, index
-for i = 1, count do
+local amount, index = made and offer_of(last), 0
+for i = 1, made and 0 or count do
   amount, index = room(offer_of(ARGV[8 + i])), i - 1
   if amount then break end
 end
