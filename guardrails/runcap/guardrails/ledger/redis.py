@@ -357,11 +357,6 @@ class RedisLedger(Lasting):
             self._heart.hurry()
             raise
 
-    def _undo(self, call_id: str) -> None:
-        """A reservation whose answer did not come may have been made, and nobody knows of it."""
-        self._outbox.append(partial(self._book, Ending(call_id, None)))
-        self._heart.hurry()
-
     def _flush(self) -> None:
         if self._outbox:
             with self._within():

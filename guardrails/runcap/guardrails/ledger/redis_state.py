@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 
+from .. import forks
 from .base import Balance
 from .redis_wire import HEAD, Reply
 from .timekeeper import elapsed_ns
@@ -28,7 +28,7 @@ class Known:
         self._acknowledged = 0
         self._anchor: tuple[int, int] | None = None
         self._balances: dict[str, tuple[int, Balance]] = {}
-        self._lock = threading.RLock()  # a finalizer may look at a balance in the middle of an operation
+        self._lock = forks.rlock()  # a finalizer may look at a balance in the middle of an operation
 
     @property
     def seq(self) -> int:
