@@ -178,7 +178,7 @@ def test_pitfall_06_a_time_out_is_tried_again_as_a_call_of_its_own(serve: Serve,
     provider = serve([Reply(output_tokens=1000, gate=gate), Reply(text="at last")])
     watch = Guarded(usd="0.05")
     try:
-        watch.call(make(provider, max_retries=1, timeout=0.15), style)
+        watch.call(make(provider, max_retries=1, timeout=1.0), style)
     finally:
         gate.set()
     assert (provider.received, watch.guard.default_run.steps) == (2, 2)
