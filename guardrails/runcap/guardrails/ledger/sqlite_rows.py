@@ -93,8 +93,8 @@ _UPDATE_LANDED = """UPDATE accounts SET spent_nano = ?, spent_tokens = ?, held_n
 _INSERT_HOLD = f"INSERT OR REPLACE INTO holds VALUES ({', '.join('?' * len(HOLD_COLUMNS))})"
 HOLD = f"SELECT {', '.join(HOLD_COLUMNS)} FROM holds"
 INSERT_USAGE = f"INSERT INTO usage ({', '.join(USAGE_COLUMNS)}) VALUES ({', '.join('?' * len(USAGE_COLUMNS))})"
-_KNOWN_CALL = """EXISTS (SELECT 1 FROM holds WHERE call_id = ?1),
-  EXISTS (SELECT 1 FROM tombstones WHERE call_id = ?1)"""
+_KNOWN_CALL = """EXISTS (SELECT 1 FROM holds WHERE call_id = ?),
+  EXISTS (SELECT 1 FROM tombstones WHERE call_id = ?)"""
 _KNOWN = f"SELECT {_KNOWN_CALL}"
 _NO_COUNTS = (None,) * len(TOKEN_FIELDS)
 _USAGE = f"SELECT usage.n, {', '.join(f'usage.{name}' for name in USAGE_COLUMNS)}, verdict FROM usage"
@@ -112,7 +112,7 @@ class Asked(NamedTuple):
 
 def asked(connection: sqlite3.Connection, call_id: str, accounts: Sequence[Account], *, recap: bool) -> Asked:
     """A call and its accounts; those never used before are opened. `recap`: with the caps it came with."""
-    found = connection.execute(_ask(len(accounts)), (call_id, *[one.id for one in accounts])).fetchall()
+    found = connection.execute(_ask(len(accounts)), (call_id, call_id, *[one.id for one in accounts])).fetchall()
     known = {values[1]: _row(values) for values in found}
     states: list[Row] = []
     for account_id, caps, _ in accounts:
@@ -123,7 +123,7 @@ def asked(connection: sqlite3.Connection, call_id: str, accounts: Sequence[Accou
             state.give(caps)
             state.recapped = True
         states.append(state)
-    held, dead = found[0][-2:] if found else connection.execute(_KNOWN, (call_id,)).fetchone()
+    held, dead = found[0][-2:] if found else connection.execute(_KNOWN, (call_id, call_id)).fetchone()
     return Asked(states, bool(held), bool(dead))
 
 
