@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from runcap.guardrails.ledger.redis import RedisLedger
 
 from .lasting_contract import ABOUT, outcome
 from .ledger_contract import account, offer
-from .redis_server import RedisServer, free_port, redis_server, wait_for
+from .redis_server import REQUIRED, RedisServer, free_port, redis_server, wait_for
 from .test_redis_ledger import Make, make, namespace, raw, shared
 
 __all__ = ["make", "raw", "redis_server", "shared"]
@@ -196,6 +197,7 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
             check=True, capture_output=True,
         )  # fmt: skip
     except FileNotFoundError:
+        assert not os.environ.get(REQUIRED), f"openssl is not installed, and {REQUIRED} is set"
         pytest.skip("openssl is not installed")
     return key, certificate
 

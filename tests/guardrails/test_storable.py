@@ -118,6 +118,7 @@ class TestAbsurdNumbers:
 
 
 def test_metadata_that_names_a_run_by_no_text_is_refused() -> None:
-    scope = pytest.importorskip("runcap.integrations.langchain.scope")
+    from runcap.integrations.langchain import scope
+
     with pytest.raises(ValueError, match=r'metadata\["runcap"\] must be a mapping of strings .*; wrong: run_id'):
         scope.read_metadata({"runcap": {"run_id": HALF, "user": "ada"}})
