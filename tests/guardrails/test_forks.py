@@ -159,3 +159,19 @@ def test_a_child_goes_on(tmp_path: Path, program: str, says: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout == says, done.stderr
     assert done.returncode == 0
+
+
+def test_a_connection_in_use_as_the_program_ends_is_left_alone(tmp_path: Path) -> None:
+    """SQLite crashes where one thread closes it and another is in the middle of a transaction."""
+    program = """
+import atexit, sys
+from pathlib import Path
+atexit.register(lambda: print("open" if file._open_here else "closed"))  # the last to be called
+from runcap.guardrails.ledger.sqlite_file import File
+file = File(Path(sys.argv[1]), "FULL", 1.0)
+with file.reading():
+    pass
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "l.db")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "open\n"), done.stderr

@@ -29,7 +29,7 @@ class File:
         self._lock = threading.Lock()
         self._open_here: list[sqlite3.Connection] = []
         self._opened: tuple[int, int] | None = None
-        weakref.finalize(self, _close, self._open_here, os.getpid())
+        self._close_when_freed()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -127,7 +127,11 @@ class File:
         # Never closed, nor freed: SQLite would write to the file for the last time, in the parent's place.
         _abandoned.extend(self._open_here)
         self._open_here = []
-        weakref.finalize(self, _close, self._open_here, os.getpid())
+        self._close_when_freed()
+
+    def _close_when_freed(self) -> None:
+        # Not as the program ends: a thread may be in the middle of it, and SQLite crashes under it. The ledger disposes then.
+        weakref.finalize(self, _close, self._open_here, os.getpid()).atexit = False
 
     def _open(self) -> sqlite3.Connection:
         self._check()
