@@ -130,7 +130,7 @@ class File:
         self._close_when_freed()
 
     def _close_when_freed(self) -> None:
-        # Not as the program ends: a thread may be in the middle of it, and SQLite crashes under it. The ledger disposes then.
+        # Not as the program ends: SQLite crashes under a thread that is in the middle of it. The ledger disposes then.
         weakref.finalize(self, _close, self._open_here, os.getpid()).atexit = False
 
     def _open(self) -> sqlite3.Connection:
