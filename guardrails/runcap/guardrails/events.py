@@ -120,7 +120,10 @@ class CallStarted(NamedTuple):
 
 
 class CallEnded(NamedTuple):
-    """A model call is over and accounted for. Unknown cost is None, never zero."""
+    """A model call is over and accounted for. Unknown cost is None, never zero.
+
+    `first_chunk_s` is how long a stream's first chunk took, in seconds; None without one.
+    """
 
     time_ns: int
     run: RunInfo
@@ -150,6 +153,7 @@ class CallEnded(NamedTuple):
     tier: str | None = None
     history_cut: HistoryCut | None = None
     last: bool = False
+    first_chunk_s: float | None = None
 
     @property
     def cost_usd(self) -> Decimal | None:
@@ -223,6 +227,7 @@ class ToolStarted(NamedTuple):
     parent_id: str | None
     name: str
     tool_call_id: str | None = None
+    description: str | None = None
 
 
 class ToolEnded(NamedTuple):
@@ -236,13 +241,17 @@ class ToolEnded(NamedTuple):
 
 
 class AgentStarted(NamedTuple):
-    """An agent or graph began; `time_ns` may lie a little back, for a graph shows itself by its first node."""
+    """An agent or graph began; `time_ns` may lie a little back, for a graph shows itself by its first node.
+
+    `resumed`: it goes on where its conversation stopped, at an interrupt.
+    """
 
     time_ns: int
     run: RunInfo
     node_id: str
     parent_id: str | None
     name: str
+    resumed: bool = False
 
 
 class AgentEnded(NamedTuple):
@@ -278,4 +287,7 @@ Event = (
 """Anything that happened. Every event says when (`time_ns`, since the epoch) and in which `run`."""
 
 Sink = Callable[[Event], None]
-"""Whoever is told what happened. A sink that raises is reported once in the log and never touches the call."""
+"""Whoever is told what happened. A sink that raises is reported once in the log and never touches the call.
+
+It may do more: see `Surrounds` and `TakesContent` in `sinks`.
+"""

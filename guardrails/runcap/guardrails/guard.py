@@ -116,7 +116,8 @@ class Guard:
         self.paused = PausedRuns()
         self.notes: dict[object, Any] = {}
         """What adapters remember while the guard lasts."""
-        self._dispatcher = Dispatcher(sinks)
+        self.sinks = Dispatcher(sinks)
+        """Who is told what happened."""
         self._warnings = Dispatcher(() if on_warning is None else (partial(_only_warnings, on_warning),))
         self.new_id = new_id
         self._unscoped = unscoped
@@ -377,11 +378,11 @@ class Guard:
 
     def add_default_sinks(self, sinks: Sequence[Sink]) -> None:
         """For adapters: use these if the user left `sinks` to the adapter."""
-        self._dispatcher.default(sinks)
+        self.sinks.default(sinks)
 
     def emit(self, event: Event) -> None:
         """Tell the sinks."""
-        self._dispatcher.emit(event)
+        self.sinks.emit(event)
         self._warnings.emit(event)
 
     def say_once(self, message: str) -> None:

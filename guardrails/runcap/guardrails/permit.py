@@ -74,6 +74,8 @@ class Permit:
         self._seen_bytes = 0
         self._looked_at = 0
         self.streamed = False
+        self.first_chunk_ns: int | None = None
+        """When the first chunk of a stream came."""
         self.note: object = None
         """The adapter's own."""
 
@@ -85,7 +87,9 @@ class Permit:
     def seen(self, size: int) -> None:
         """Count `size` more bytes of streamed output, for the case that no usage ever arrives."""
         self._seen_bytes += size
-        self.streamed = True
+        if not self.streamed:
+            self.streamed = True
+            self.first_chunk_ns = self._now()
 
     def is_beyond_its_means(self) -> bool:
         """A stream has likely cost more than its hold, by more than anything its budgets have left."""

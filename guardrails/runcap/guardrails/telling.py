@@ -101,6 +101,7 @@ def ended(permit: Permit, told: Told, balance: Balance | None) -> CallEnded:
         unknown_nano=told.unknown,
         price_source=told.source,
         balance=balance,
+        first_chunk_s=None if permit.first_chunk_ns is None else (permit.first_chunk_ns - permit.started_ns) / 1e9,
         stream=request.stream or permit.streamed,
         output_cap=permit.output_cap or request.output_cap,
         response_model=response.model,
