@@ -80,8 +80,9 @@ class Dispatcher:
 
     def _use(self, sinks: Sequence[Sink]) -> None:
         self._sinks = tuple(sinks)
-        self._around = tuple(sink for sink in self._sinks if isinstance(sink, Surrounds))
-        self._content = tuple(sink for sink in self._sinks if isinstance(sink, TakesContent))
+        every: tuple[object, ...] = self._sinks
+        self._around = tuple(sink for sink in every if isinstance(sink, Surrounds))
+        self._content = tuple(sink for sink in every if isinstance(sink, TakesContent))
 
     def _deliver(self, event: Event) -> None:
         for sink in self._sinks or ():

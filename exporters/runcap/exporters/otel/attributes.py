@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+
 from runcap.guardrails.amounts import UNITS
 from runcap.guardrails.events import (
+    BudgetWarned,
     CallEnded,
+    CallReconciled,
     CallRefused,
+    CallStarted,
     LoopWarned,
     PrefixBroken,
     RunInfo,
@@ -22,34 +27,43 @@ from . import semconv as sc
 Value = str | bool | int | float | tuple[str, ...]
 
 
-def of_run(run: RunInfo, operation: str) -> dict[str, Value]:
-    """What stands on every span: the operation, the conversation, the run and its tags."""
+def of_run(run: RunInfo, operation: str, agent_name: str, allowed: Collection[str]) -> dict[str, Value]:
+    """What stands on every span: the operation, the conversation, the agent, the run and its tags, those allowed."""
     attributes: dict[str, Value] = {
         sc.OPERATION_NAME: operation,
         sc.CONVERSATION_ID: run.conversation_id,
+        sc.AGENT_NAME: agent_name,
         sc.RUN_ID: run.id,
     }
     if run.parent_id is not None:
         attributes[sc.RUN_PARENT_ID] = run.parent_id
     if run.tags:
-        attributes.update([(sc.TAG + name, value) for name, value in run.tags.items()])
+        attributes.update([(sc.TAG + name, value) for name, value in run.tags.items() if name in allowed])
+    return attributes
+
+
+def of_request(event: CallStarted | CallEnded) -> dict[str, Value]:
+    """What was asked: samplers may look at it as the span begins."""
+    attributes: dict[str, Value] = {sc.REQUEST_STREAM: event.stream}
+    if event.provider is not None:
+        attributes[sc.PROVIDER_NAME] = sc.PROVIDERS.get(event.provider, event.provider)
+    if event.model is not None:
+        attributes[sc.REQUEST_MODEL] = event.model
+    if event.output_cap is not None:
+        attributes[sc.REQUEST_MAX_TOKENS] = event.output_cap
     return attributes
 
 
 def of_call(event: CallEnded) -> dict[str, Value]:
     """All of a call: what was asked, what it turned out to be, and the budget after it. Unknown cost is absent."""
-    attributes = of_run(event.run, sc.OPERATION_CHAT)
-    attributes[sc.REQUEST_STREAM] = event.stream
+    attributes = of_request(event)
     attributes[sc.STEP] = event.step
     attributes[sc.GUARANTEE] = event.guarantee
     attributes[sc.CALL_STATE] = event.state
-    if event.provider is not None:
-        attributes[sc.PROVIDER_NAME] = sc.PROVIDERS.get(event.provider, event.provider)
     for name, told in (
-        (sc.REQUEST_MODEL, event.model),
-        (sc.REQUEST_MAX_TOKENS, event.output_cap),
         (sc.RESPONSE_MODEL, event.response_model),
         (sc.RESPONSE_ID, event.response_id),
+        (sc.RESPONSE_TIME_TO_FIRST_CHUNK, event.first_chunk_s),
         (sc.ERROR_TYPE, event.error_type),
     ):
         if told is not None:
@@ -96,6 +110,39 @@ def of_refusal(event: CallRefused | RunPaused) -> dict[str, Value]:
     }
     for name, figure in figures.items():
         attributes[name] = dollars(int(figure)) if details.unit == "usd" else figure
+    return attributes
+
+
+def moments(event: CallEnded) -> Iterator[tuple[str, dict[str, Value], int]]:
+    """What happened to a call on its way, as span events with their times: trimmed, made to wait, clamped, unknown."""
+    if event.history_cut is not None:
+        yield sc.EVENT_TRIMMED, _of_cut(event.history_cut), event.started_ns
+    if event.waited_s:
+        yield sc.EVENT_WAITED, {sc.CALL_WAITED_S: event.waited_s}, event.started_ns
+    if event.clamped and event.output_cap is not None:
+        yield sc.EVENT_CLAMPED, {sc.REQUEST_MAX_TOKENS: event.output_cap}, event.started_ns
+    if event.unknown_nano:
+        yield sc.EVENT_UNKNOWN, {sc.CALL_UNKNOWN_USD: dollars(event.unknown_nano)}, event.time_ns
+
+
+def of_warning(event: BudgetWarned) -> dict[str, Value]:
+    """A share of a cap was reached: of which, and the budget then."""
+    about: dict[str, Value] = {
+        sc.WARNED_UNIT: event.unit,
+        sc.WARNED_SHARE: event.share,
+        sc.WARNED_SCOPE: event.scope,
+    }
+    return about | of_balance(event.balance)
+
+
+def of_late_usage(event: CallReconciled) -> dict[str, Value]:
+    """What a call turned out to have used that had ended as unknown."""
+    attributes: dict[str, Value] = {
+        sc.USAGE_INPUT_TOKENS: event.usage.input_tokens,
+        sc.USAGE_OUTPUT_TOKENS: event.usage.output_tokens,
+    }
+    if event.cost_nano is not None:
+        attributes[sc.RECONCILED_USD] = dollars(event.cost_nano)
     return attributes
 
 

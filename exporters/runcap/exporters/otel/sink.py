@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass
+import os
+from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
+from weakref import WeakSet
 
 from opentelemetry import trace
 from opentelemetry.context import Context, get_current
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TracerProvider
 
+from runcap.guardrails import forks
 from runcap.guardrails.events import (
     AgentEnded,
     AgentStarted,
     BudgetWarned,
     CallEnded,
+    CallReconciled,
     CallRefused,
     CallStarted,
     Event,
@@ -21,46 +26,77 @@ from runcap.guardrails.events import (
     PrefixBroken,
     RunPaused,
     RunStopped,
+    RunToppedUp,
     TierSwitched,
     ToolEnded,
     ToolStarted,
 )
+from runcap.guardrails.recent import Recent
 
 from . import semconv as sc
-from .attributes import Value, dollars, of_balance, of_break, of_call, of_loop, of_refusal, of_run, of_switch
+from .attributes import (
+    Value,
+    moments,
+    of_balance,
+    of_break,
+    of_call,
+    of_late_usage,
+    of_loop,
+    of_refusal,
+    of_request,
+    of_run,
+    of_switch,
+    of_warning,
+)
+from .current import Inside, Place, context_below, entered, inside_tool
+from .live import Call, Live, of_totals
 
 _FAILED = frozenset({"refused", "error"})
-
-
-@dataclass(slots=True)
-class _Live:
-    """An agent's or a tool's span, and what the calls below it add up to."""
-
-    span: Span
-    context: Context
-    parent_id: str | None
-    is_agent: bool
-    run_id: str
-    agent_name: str | None
-    calls: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_nano: int = 0
-    unpriced: int = 0
+_GIVEN_UP = ("CancelledError", "GeneratorExit")
+"""How calls end that nobody waits for any more: no errors."""
+_NOWHERE: AbstractContextManager[object] = nullcontext()
+_PAUSED = 1_024
+"""Interrupted agents whose spans are remembered, to be linked to from where they go on."""
 
 
 class OTelSink:
     """Spans on a tracer provider: the global one unless another is given (looked up at the first event).
 
-    A `chat` span is made when its call has ended, with the true times, so that none can be left open; agents and tools
-    are live spans. Cost stands on `chat` spans only; roll-ups and budget state are `runcap.*`. Never any content.
+    A `chat` span has the true times of its call, and ends with it, whatever becomes of the call; agents and tools are
+    live spans. Where runcap runs the call or the tool itself (guarded models, `BudgetMiddleware`) its span is current
+    meanwhile. Cost stands on `chat` spans only; roll-ups and budget state are `runcap.*`. Never any content.
+
+    Args:
+        tracer_provider: where spans go.
+        tags: names of the run's tags that go onto spans, as `runcap.tag.*`; others are left out.
+        agent_name: `gen_ai.agent.name` of what happens outside of any agent.
+        legacy_names: also write cache writes by the attribute's former name, which Arize Phoenix reads.
+
+    Raises:
+        TypeError: `tags` are no collection of names.
     """
 
-    def __init__(self, tracer_provider: TracerProvider | None = None) -> None:
+    def __init__(
+        self,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        *,
+        tags: Collection[str] = sc.TAGS,
+        agent_name: str = "default",
+        legacy_names: bool = False,
+    ) -> None:
+        if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
+            raise TypeError(f'OTelSink.tags must be names of tags, e.g. ("task", "user"); got {tags!r}')
         self._tracer = trace.get_tracer("runcap", tracer_provider=tracer_provider)
-        self._live: dict[str, _Live] = {}
-        self._calls: dict[str, tuple[Context, str | None]] = {}
-        self._lock = threading.RLock()
+        self._tags = frozenset(tags)
+        self._agent_name = agent_name
+        self._legacy = legacy_names
+        self._live: dict[str, Live] = {}
+        self._calls: dict[str, Call] = {}
+        self._roots: dict[str, str] = {}
+        self._interrupted: Recent[tuple[str, str], SpanContext] = Recent(_PAUSED)
+        self._lock = forks.rlock()
+        _every.add(self)
 
     @property
     def open_spans(self) -> int:
@@ -75,18 +111,38 @@ class OTelSink:
             case CallEnded():
                 self._call_ended(event)
             case AgentStarted():
-                name = f"{sc.OPERATION_AGENT} {event.name}"
-                attributes = of_run(event.run, sc.OPERATION_AGENT) | {sc.AGENT_NAME: event.name}
-                self._open(event, name, attributes, agent_name=event.name)
+                self._agent_started(event)
             case ToolStarted():
-                attributes = of_run(event.run, sc.OPERATION_TOOL) | {sc.TOOL_NAME: event.name, sc.TOOL_TYPE: "function"}
-                if event.tool_call_id is not None:
-                    attributes[sc.TOOL_CALL_ID] = event.tool_call_id
-                self._open(event, f"{sc.OPERATION_TOOL} {event.name}", attributes)
+                self._tool_started(event)
             case AgentEnded() | ToolEnded():
                 self._close(event)
             case _:
                 self._add_event(event)
+
+    def around_call(self, call_id: str) -> AbstractContextManager[object]:
+        """Make the call's span current, for one `with` block."""
+        call = self._calls.get(call_id)
+        if call is None:
+            return _NOWHERE
+        span = call.span
+        if span is None:
+            started = call.started
+            asked = of_run(started.run, sc.OPERATION_CHAT, call.agent_name, self._tags) | of_request(started)
+            span = call.span = self._start_call(started, call.context, asked, started.time_ns)
+        return Inside(Place(span), trace.set_span_in_context(span))
+
+    def around_tool(self, tool_call_id: str) -> AbstractContextManager[object]:
+        """Make the tool's span current from its start on, for one `with` block."""
+        return inside_tool(tool_call_id)
+
+    def ids_of(self, event: Event) -> tuple[int, int] | None:
+        """The ids of the trace and of the span an event belongs to; None where there is none, or it is not kept."""
+        call = self._calls.get(getattr(event, "call_id", ""))
+        if call is not None and call.span is not None:
+            return _ids(call.span)
+        names = (getattr(event, "node_id", None), getattr(event, "parent_id", None), self._roots.get(event.run.id))
+        live = next((one for name in names if name is not None and (one := self._live.get(name))), None)
+        return None if live is None else _ids(live.span)
 
     def _add_event(self, event: Event) -> None:
         """What is no span of its own stands on one as a span event."""
@@ -102,76 +158,100 @@ class OTelSink:
             case LoopWarned():
                 self._note(event.parent_id, event, sc.EVENT_LOOP, of_loop(event))
             case BudgetWarned():
-                about: dict[str, Value] = {
-                    sc.WARNED_UNIT: event.unit,
-                    sc.WARNED_SHARE: event.share,
-                    sc.WARNED_SCOPE: event.scope,
-                }
-                self._note_run(event, sc.EVENT_WARNED, about | of_balance(event.balance))
+                self._note(self._roots.get(event.run.id), event, sc.EVENT_WARNED, of_warning(event))
             case RunStopped():
-                self._note_run(event, sc.EVENT_STOPPED, {sc.STOPPED: event.reason})
+                self._note(self._roots.get(event.run.id), event, sc.EVENT_STOPPED, {sc.STOPPED: event.reason})
+            case RunToppedUp():
+                self._note(self._roots.get(event.run.id), event, sc.EVENT_TOPPED_UP, of_balance(event.balance))
+            case CallReconciled():
+                self._note(self._roots.get(event.run.id), event, sc.EVENT_RECONCILED, of_late_usage(event))
             case _:
                 pass
 
     def _call_started(self, event: CallStarted) -> None:
         parent = self._live.get(event.parent_id or "")
-        name = parent.agent_name if parent is not None else None
-        self._calls[event.call_id] = (parent.context if parent is not None else get_current(), name)
+        name = parent.agent_name if parent is not None else self._agent_name
+        self._calls[event.call_id] = Call(event, self._below(parent), name)
 
     def _call_ended(self, event: CallEnded) -> None:
-        context, agent_name = self._calls.pop(event.call_id, (None, None))
+        call = self._calls.pop(event.call_id, None)
         attributes = of_call(event)
-        if agent_name is not None:
-            attributes[sc.AGENT_NAME] = agent_name
-        span = self._tracer.start_span(
-            f"{sc.OPERATION_CHAT} {event.model or 'unknown'}",
-            context=context,
-            kind=SpanKind.CLIENT,
-            attributes=attributes,
-            start_time=event.started_ns,
-        )
-        if event.error_type is not None and event.error_type not in ("CancelledError", "GeneratorExit"):
+        if self._legacy and event.usage is not None and event.usage.cache_write_tokens:
+            attributes[sc.USAGE_CACHE_CREATION_TOKENS] = event.usage.cache_write_tokens
+        span = call.span if call is not None else None
+        if span is not None:
+            span.set_attributes(attributes)
+        else:
+            agent_name = call.agent_name if call is not None else self._agent_name
+            attributes = of_run(event.run, sc.OPERATION_CHAT, agent_name, self._tags) | attributes
+            span = self._start_call(event, call.context if call is not None else None, attributes, event.started_ns)
+        for name, figures, time_ns in moments(event):
+            span.add_event(name, figures, time_ns)
+        if event.error_type is not None and event.error_type not in _GIVEN_UP:
             span.set_status(Status(StatusCode.ERROR, event.error_type))
         span.end(event.time_ns)
         if event.parent_id is not None:
             self._roll_up(event, event.parent_id)
 
+    def _start_call(
+        self, event: CallStarted | CallEnded, context: Context | None, attributes: dict[str, Value], started_ns: int
+    ) -> Span:
+        return self._tracer.start_span(
+            f"{sc.OPERATION_CHAT} {event.model or sc.UNKNOWN}",
+            context=context,
+            kind=SpanKind.INTERNAL if event.provider in sc.IN_PROCESS else SpanKind.CLIENT,
+            attributes=attributes,
+            start_time=started_ns,
+        )
+
     def _roll_up(self, event: CallEnded, parent_id: str) -> None:
         with self._lock:
             live = self._live.get(parent_id)
             while live is not None:
-                live.calls += 1
-                if event.usage is not None:
-                    live.input_tokens += event.usage.input_tokens
-                    live.output_tokens += event.usage.output_tokens
-                if event.cost_nano is None:
-                    live.unpriced += 1
-                else:
-                    live.cost_nano += event.cost_nano
+                live.add(event)
                 live = self._live.get(live.parent_id or "")
+
+    def _agent_started(self, event: AgentStarted) -> None:
+        attributes = of_run(event.run, sc.OPERATION_AGENT, event.name, self._tags)
+        before = self._interrupted.get((event.run.conversation_id, event.name)) if event.resumed else None
+        links = [] if before is None else [Link(before, {sc.LINK: sc.LINK_RESUMED})]
+        self._open(event, f"{sc.OPERATION_AGENT} {event.name}", attributes, event.name, links)
+        self._roots.setdefault(event.run.id, event.node_id)
+
+    def _tool_started(self, event: ToolStarted) -> None:
+        parent = self._live.get(event.parent_id or "")
+        agent_name = parent.agent_name if parent is not None else self._agent_name
+        attributes = of_run(event.run, sc.OPERATION_TOOL, agent_name, self._tags)
+        attributes[sc.TOOL_NAME], attributes[sc.TOOL_TYPE] = event.name, "function"
+        for name, told in ((sc.TOOL_CALL_ID, event.tool_call_id), (sc.TOOL_DESCRIPTION, event.description)):
+            if told is not None:
+                attributes[name] = told
+        span = self._open(event, f"{sc.OPERATION_TOOL} {event.name}", attributes, agent_name)
+        entered(span, event.tool_call_id)
 
     def _open(
         self,
         event: AgentStarted | ToolStarted,
         name: str,
         attributes: dict[str, Value],
-        *,
-        agent_name: str | None = None,
-    ) -> None:
-        parent = self._live.get(event.parent_id or "")
-        above = parent.agent_name if parent is not None else None
-        if agent_name is None and above is not None:
-            attributes[sc.AGENT_NAME] = above
+        agent_name: str,
+        links: list[Link] | None = None,
+    ) -> Span:
         span = self._tracer.start_span(
             name,
-            context=parent.context if parent is not None else get_current(),
+            context=self._below(self._live.get(event.parent_id or "")),
             kind=SpanKind.INTERNAL,
             attributes=attributes,
+            links=links,
             start_time=event.time_ns,
         )
         context = trace.set_span_in_context(span, Context())
-        is_agent = isinstance(event, AgentStarted)
-        self._live[event.node_id] = _Live(span, context, event.parent_id, is_agent, event.run.id, agent_name or above)
+        self._live[event.node_id] = Live(span, context, event.parent_id, event.run.id, agent_name)
+        return span
+
+    @staticmethod
+    def _below(parent: Live | None) -> Context:
+        return get_current() if parent is None else context_below(parent.span, parent.context)
 
     def _close(self, event: AgentEnded | ToolEnded) -> None:
         live = self._live.pop(event.node_id, None)
@@ -180,32 +260,44 @@ class OTelSink:
         span = live.span
         span.set_attribute(sc.OUTCOME, event.outcome)
         if isinstance(event, AgentEnded):
-            span.set_attributes(_totals(live) | of_balance(event.balance))
+            span.set_attributes(of_totals(live) | of_balance(event.balance))
+            self._agent_ended(event, live)
         if event.outcome in _FAILED and event.error_type is not None:
             span.set_attribute(sc.ERROR_TYPE, event.error_type)
             # The type's name, not the text: an error's message may quote content.
             span.set_status(Status(StatusCode.ERROR, event.error_type))
         span.end(event.time_ns)
 
-    def _note(self, parent_id: str | None, event: Event, name: str, attributes: dict[str, Value]) -> None:
-        live = self._live.get(parent_id or "")
+    def _agent_ended(self, event: AgentEnded, live: Live) -> None:
+        if self._roots.get(live.run_id) == event.node_id:
+            del self._roots[live.run_id]
+        if event.outcome == "interrupted":
+            self._interrupted.put((event.run.conversation_id, live.agent_name), live.span.get_span_context())
+
+    def _note(self, node_id: str | None, event: Event, name: str, attributes: dict[str, Value]) -> None:
+        live = self._live.get(node_id or "")
         span = live.span if live is not None else trace.get_current_span()
         span.add_event(name, attributes, event.time_ns)
 
-    def _note_run(self, event: Event, name: str, attributes: dict[str, Value]) -> None:
-        for live in list(self._live.values()):
-            if live.run_id == event.run.id and live.is_agent:
-                live.span.add_event(name, attributes, event.time_ns)
-                return
-        trace.get_current_span().add_event(name, attributes, event.time_ns)
+    def _forget_parents(self) -> None:
+        """In a forked child: what the parent process began, it ends; ended here too, it would be exported twice."""
+        self._live.clear()
+        self._calls.clear()
+        self._roots.clear()
 
 
-def _totals(live: _Live) -> dict[str, Value]:
-    totals: dict[str, Value] = {
-        sc.TOTAL_CALLS: live.calls,
-        sc.TOTAL_INPUT_TOKENS: live.input_tokens,
-        sc.TOTAL_OUTPUT_TOKENS: live.output_tokens,
-        sc.TOTAL_COST_USD: dollars(live.cost_nano),
-    }
-    # A sum that leaves calls out says so: their cost is unknown, not zero.
-    return totals | ({sc.TOTAL_UNPRICED_CALLS: live.unpriced} if live.unpriced else {})
+def _ids(span: Span) -> tuple[int, int]:
+    context = span.get_span_context()
+    return context.trace_id, context.span_id
+
+
+_every: WeakSet[OTelSink] = WeakSet()
+
+
+def _forked() -> None:
+    for sink in tuple(_every):
+        sink._forget_parents()  # noqa: SLF001 - this module's own
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -27,6 +27,7 @@ from .outputcap import cap_attribute, capped, uncapped
 from .running import metadata_here, node_here
 from .settling import Note, fail
 from .sketch import GuardedSketch, GuardedSketches
+from .surrounding import AsyncSurrounded, Surrounded
 from .tree import Node
 
 
@@ -47,7 +48,8 @@ class GuardedCalls:
             permit = call.admit()
             try:
                 view, kwargs = call.view(permit)
-                result = self.base._generate(view, messages, **kwargs)  # noqa: SLF001 - what is guarded
+                with self.guard.sinks.around_call(permit.call_id):
+                    result = self.base._generate(view, messages, **kwargs)  # noqa: SLF001 - what is guarded
             except BaseException as error:  # noqa: BLE001 - delay() raises it again
                 call.failed(permit, error)
                 permit.wait_until_booked()
@@ -65,7 +67,8 @@ class GuardedCalls:
             permit = await call.aadmit()
             try:
                 view, kwargs = call.view(permit)
-                result = await self.base._agenerate(view, messages, **kwargs)  # noqa: SLF001 - what is guarded
+                with self.guard.sinks.around_call(permit.call_id):
+                    result = await self.base._agenerate(view, messages, **kwargs)  # noqa: SLF001 - what is guarded
             except BaseException as error:  # noqa: BLE001 - delay() raises it again
                 call.failed(permit, error)
                 await permit.booked()
@@ -85,7 +88,7 @@ class GuardedCalls:
             try:
                 view, kwargs = call.view(permit)
                 chunks = self.base._stream(view, messages, **kwargs)  # noqa: SLF001 - what is guarded
-                for chunk in chunks:
+                for chunk in Surrounded(self.guard.sinks, permit.call_id, chunks):
                     yield reader.read(chunk)
                     if reader.is_cut():
                         _close(chunks)
@@ -113,7 +116,7 @@ class GuardedCalls:
             try:
                 view, kwargs = call.view(permit)
                 chunks = self.base._astream(view, messages, **kwargs)  # noqa: SLF001 - what is guarded
-                async for chunk in chunks:
+                async for chunk in AsyncSurrounded(self.guard.sinks, permit.call_id, chunks):
                     yield reader.read(chunk)
                     if reader.is_cut():
                         await _aclose(chunks)

@@ -126,12 +126,14 @@ class BudgetCallbackHandler(BaseCallbackHandler):
             Refused: its run may make no more; the tool is not run.
         """
         self.guard.calls.drain()
-        name = str((serialized or {}).get("name") or kwargs.get("name") or "tool")
+        told = serialized or {}
+        name = str(told.get("name") or kwargs.get("name") or "tool")
         call = kwargs.get("tool_call_id")
         parent = self._nodes.get(parent_run_id)
         given = kwargs.get("inputs")
         arguments = input_str if given is None else given
-        self._nodes.begin_tool(run_id, parent, name, metadata or {}, None if call is None else str(call), arguments)
+        call_id, description = None if call is None else str(call), str(told.get("description") or "")
+        self._nodes.begin_tool(run_id, parent, name, metadata or {}, call_id, arguments, description)
 
     @_never_raises
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:

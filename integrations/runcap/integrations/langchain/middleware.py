@@ -119,7 +119,8 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
                 sighting = self._sighted(request, run, node)
                 if _is_new(node):
                     self.guard.admit_tool(self.guard.new_id(), run, _shown(node))
-            with admitted(self.guard, str(request.tool_call.get("id"))), sighting:
+            call_id = str(request.tool_call.get("id"))
+            with admitted(self.guard, call_id), sighting, self.guard.sinks.around_tool(call_id):
                 return sighting.ended(handler(request))
         except (BudgetExceeded, BudgetBusy, LoopHalted) as refused:
             return _answer(request, run, refused)
@@ -132,7 +133,8 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
                 sighting = self._sighted(request, run, node)
                 if _is_new(node):
                     await self.guard.aadmit_tool(self.guard.new_id(), run, _shown(node))
-            with admitted(self.guard, str(request.tool_call.get("id"))), sighting:
+            call_id = str(request.tool_call.get("id"))
+            with admitted(self.guard, call_id), sighting, self.guard.sinks.around_tool(call_id):
                 return sighting.ended(await handler(request))
         except (BudgetExceeded, BudgetBusy, LoopHalted) as refused:
             return _answer(request, run, refused)

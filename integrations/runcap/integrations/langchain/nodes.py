@@ -83,6 +83,7 @@ class Nodes:
         metadata: Mapping[str, Any],
         tool_call_id: str | None,
         arguments: object,
+        description: str = "",
     ) -> None:
         """A tool is about to run: count it.
 
@@ -108,16 +109,8 @@ class Nodes:
             raise
         self.last_run = node.run = run
         self._add(node, run_id)
-        self._guard.emit(
-            ToolStarted(
-                time_ns=node.started_ns,
-                run=run.info,
-                node_id=node.id,
-                parent_id=shown,
-                name=name,
-                tool_call_id=tool_call_id,
-            )
-        )
+        started, told = node.started_ns, description or None
+        self._guard.emit(ToolStarted(started, run.info, node.id, shown, name, tool_call_id, told))
 
     def go_on(self, owner: Node, blank: Run, saved: SavedRun) -> Run:
         """An agent that was resumed in another process than it paused in: it goes on with its old run."""
@@ -225,10 +218,7 @@ class Nodes:
             node.run.go_on()
         self.last_run = node.run
         shown = node.parent.shown() if node.parent is not None else None
-        started = AgentStarted(
-            time_ns=node.started_ns, run=node.run.info, node_id=node.id, parent_id=shown, name=node.name
-        )
-        self._guard.emit(started)
+        self._guard.emit(AgentStarted(node.started_ns, node.run.info, node.id, shown, node.name, node.resumed))
         node.kind = "agent"  # last: whoever sees an agent finds its run and its span there
 
     def _tell_end(self, node: Node, run: Run, how: Outcome, error_type: str | None) -> None:
