@@ -161,6 +161,7 @@ def test_nothing_is_made_where_nothing_is_sampled_and_money_is_the_same() -> Non
         with told.guard.sinks.around_call(permit.call_id):
             permit.settle(Usage(1_000_000, 0))
     assert told.spans == ()
+    assert run.spent_usd is not None
     assert run.spent_usd > 0
     assert told.sink.open_spans == 0
 
