@@ -25,6 +25,8 @@ class Dispatcher:
         self._sinks: tuple[Sink, ...] | None = None
         self._around: tuple[Surrounds, ...] = ()
         self._content: tuple[TakesContent, ...] = ()
+        self.take_content = False
+        """Somebody asks for content: have it told by `tell`."""
         self._waiting: dict[int, deque[Event]] = {}
         self._reported: set[tuple[int, str]] = set()
         if sinks is not None:
@@ -52,16 +54,10 @@ class Dispatcher:
         finally:
             del self._waiting[thread]
 
-    @property
-    def take_content(self) -> bool:
-        """Somebody asks for content: have it told by `tell`."""
-        return any(sink.takes_content for sink in self._content)
-
     def tell(self, content: Content) -> None:
         """Tell content to whoever asks for it."""
         for sink in self._content:
-            if sink.takes_content:
-                self._guarded(sink, sink.take_content, content)
+            self._guarded(sink, sink.take_content, content)
 
     def around_call(self, call_id: str) -> AbstractContextManager[object]:
         """What is to be entered around a model call."""
@@ -82,7 +78,8 @@ class Dispatcher:
         self._sinks = tuple(sinks)
         every: tuple[object, ...] = self._sinks
         self._around = tuple(sink for sink in every if isinstance(sink, Surrounds))
-        self._content = tuple(sink for sink in every if isinstance(sink, TakesContent))
+        self._content = tuple(sink for sink in every if isinstance(sink, TakesContent) and sink.takes_content)
+        self.take_content = bool(self._content)
 
     def _deliver(self, event: Event) -> None:
         for sink in self._sinks or ():

@@ -25,7 +25,7 @@ class TakesContent(Protocol):
 
     @property
     def takes_content(self) -> bool:
-        """It asks for it now."""
+        """It does; asked once."""
         ...
 
     def take_content(self, content: Content) -> None:

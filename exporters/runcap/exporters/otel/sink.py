@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from weakref import WeakSet
 
 from opentelemetry import trace
+from opentelemetry._logs import LoggerProvider
 from opentelemetry.context import Context, get_current
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TracerProvider
@@ -32,6 +33,7 @@ from runcap.guardrails.events import (
     ToolStarted,
 )
 from runcap.guardrails.recent import Recent
+from runcap.guardrails.sinks import Content
 
 from . import semconv as sc
 from .attributes import (
@@ -48,7 +50,10 @@ from .attributes import (
     of_switch,
     of_warning,
 )
+from .beside import Beside, Setting
+from .content import DEFAULT_LIMIT, ContentMode, Contents, Redact
 from .current import Inside, Place, context_below, entered, inside_tool
+from .joint import Joint, here, known_context
 from .live import Call, Live, of_totals
 
 _FAILED = frozenset({"refused", "error"})
@@ -64,16 +69,25 @@ class OTelSink:
 
     A `chat` span has the true times of its call, and ends with it, whatever becomes of the call; agents and tools are
     live spans. Where runcap runs the call or the tool itself (guarded models, `BudgetMiddleware`) its span is current
-    meanwhile. Cost stands on `chat` spans only; roll-ups and budget state are `runcap.*`. Never any content.
+    meanwhile. Cost stands on `chat` spans only; roll-ups and budget state are `runcap.*`. No content, unless it is
+    asked for.
 
     Args:
         tracer_provider: where spans go.
         tags: names of the run's tags that go onto spans, as `runcap.tag.*`; others are left out.
         agent_name: `gen_ai.agent.name` of what happens outside of any agent.
         legacy_names: also write cache writes by the attribute's former name, which Arize Phoenix reads.
+        beside: what becomes of our spans where another instrumentation traces the same calls: `"auto"`, `"enrich"`,
+            `"stand back"` or `"own"`. See `beside.Setting`.
+        content: where prompts, answers, tool arguments and results go: `"none"`, `"span"`, `"event"` or `"both"`;
+            None leaves it to OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT. See `Contents`.
+        redact: is given each piece of content, and returns what to record of it; None for nothing.
+        content_limit: bytes a piece of content has at most; what is longer is shortened.
+        logger_provider: where events with content go; the global one unless another is given.
 
     Raises:
-        TypeError: `tags` are no collection of names.
+        TypeError: `tags` are no collection of names, or `redact` is no plain function.
+        ValueError: an unknown `content` or `beside`, or a `content_limit` below 256.
     """
 
     def __init__(
@@ -84,6 +98,11 @@ class OTelSink:
         tags: Collection[str] = sc.TAGS,
         agent_name: str = "default",
         legacy_names: bool = False,
+        beside: Setting = "auto",
+        content: ContentMode | None = None,
+        redact: Redact | None = None,
+        content_limit: int = DEFAULT_LIMIT,
+        logger_provider: LoggerProvider | None = None,
     ) -> None:
         if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
             raise TypeError(f'OTelSink.tags must be names of tags, e.g. ("task", "user"); got {tags!r}')
@@ -91,6 +110,8 @@ class OTelSink:
         self._tags = frozenset(tags)
         self._agent_name = agent_name
         self._legacy = legacy_names
+        self._beside = Beside(beside, tracer_provider, meter_provider)
+        self._contents = Contents(content, redact, content_limit, logger_provider)
         self._live: dict[str, Live] = {}
         self._calls: dict[str, Call] = {}
         self._roots: dict[str, str] = {}
@@ -119,17 +140,22 @@ class OTelSink:
             case _:
                 self._add_event(event)
 
+    @property
+    def takes_content(self) -> bool:
+        """Content is asked for."""
+        return self._contents.enabled
+
+    def take_content(self, content: Content) -> None:
+        """Keep it until its call or tool ends."""
+        self._contents.take(content)
+
     def around_call(self, call_id: str) -> AbstractContextManager[object]:
         """Make the call's span current, for one `with` block."""
         call = self._calls.get(call_id)
         if call is None:
             return _NOWHERE
-        span = call.span
-        if span is None:
-            started = call.started
-            asked = of_run(started.run, sc.OPERATION_CHAT, call.agent_name, self._tags) | of_request(started)
-            span = call.span = self._start_call(started, call.context, asked, started.time_ns)
-        return Inside(Place(span), trace.set_span_in_context(span))
+        span = call.span or self._begin(call)
+        return Inside(Place(span), trace.set_span_in_context(here(span)))
 
     def around_tool(self, tool_call_id: str) -> AbstractContextManager[object]:
         """Make the tool's span current from its start on, for one `with` block."""
@@ -149,6 +175,7 @@ class OTelSink:
         match event:
             case CallRefused():
                 self._note(event.parent_id, event, sc.EVENT_REFUSED, of_refusal(event))
+                self._beside.refused(event.call_id, event.kind)
             case TierSwitched():
                 self._note(event.parent_id, event, sc.EVENT_TIER, of_switch(event))
             case PrefixBroken():
@@ -171,20 +198,31 @@ class OTelSink:
     def _call_started(self, event: CallStarted) -> None:
         parent = self._live.get(event.parent_id or "")
         name = parent.agent_name if parent is not None else self._agent_name
-        self._calls[event.call_id] = Call(event, self._below(parent), name)
+        call = self._calls[event.call_id] = Call(event, self._below(parent), name)
+        if self._beside.is_joined():
+            self._begin(call)
+
+    def _begin(self, call: Call) -> Span:
+        started = call.started
+        asked = of_run(started.run, sc.OPERATION_CHAT, call.agent_name, self._tags) | of_request(started)
+        call.span = span = self._start_call(started, call.context, asked, started.time_ns)
+        return span
 
     def _call_ended(self, event: CallEnded) -> None:
         call = self._calls.pop(event.call_id, None)
         attributes = of_call(event)
         if self._legacy and event.usage is not None and event.usage.cache_write_tokens:
             attributes[sc.USAGE_CACHE_CREATION_TOKENS] = event.usage.cache_write_tokens
+        agent_name = call.agent_name if call is not None else self._agent_name
         span = call.span if call is not None else None
         if span is not None:
             span.set_attributes(attributes)
         else:
-            agent_name = call.agent_name if call is not None else self._agent_name
             attributes = of_run(event.run, sc.OPERATION_CHAT, agent_name, self._tags) | attributes
             span = self._start_call(event, call.context if call is not None else None, attributes, event.started_ns)
+        if self._contents.enabled:
+            about = of_run(event.run, sc.OPERATION_CHAT, agent_name, self._tags) | attributes
+            self._contents.end(event.call_id, span, about, event.time_ns)
         for name, figures, time_ns in moments(event):
             span.add_event(name, figures, time_ns)
         if event.error_type is not None and event.error_type not in _GIVEN_UP:
@@ -196,8 +234,10 @@ class OTelSink:
     def _start_call(
         self, event: CallStarted | CallEnded, context: Context | None, attributes: dict[str, Value], started_ns: int
     ) -> Span:
-        return self._tracer.start_span(
+        return self._beside.start(
+            self._tracer,
             f"{sc.OPERATION_CHAT} {event.model or sc.UNKNOWN}",
+            event.call_id,
             context=context,
             kind=SpanKind.INTERNAL if event.provider in sc.IN_PROCESS else SpanKind.CLIENT,
             attributes=attributes,
@@ -209,6 +249,8 @@ class OTelSink:
             live = self._live.get(parent_id)
             while live is not None:
                 live.add(event)
+                if isinstance(live.span, Joint):  # whose other may end before we are told that it does
+                    live.span.set_attributes(of_totals(live))
                 live = self._live.get(live.parent_id or "")
 
     def _agent_started(self, event: AgentStarted) -> None:
@@ -237,8 +279,10 @@ class OTelSink:
         agent_name: str,
         links: list[Link] | None = None,
     ) -> Span:
-        span = self._tracer.start_span(
+        span = self._beside.start(
+            self._tracer,
             name,
+            event.node_id,
             context=self._below(self._live.get(event.parent_id or "")),
             kind=SpanKind.INTERNAL,
             attributes=attributes,
@@ -258,6 +302,8 @@ class OTelSink:
         if live is None:
             return
         span = live.span
+        if self._contents.enabled:
+            self._contents.end(event.node_id, span, {}, event.time_ns)
         span.set_attribute(sc.OUTCOME, event.outcome)
         if isinstance(event, AgentEnded):
             span.set_attributes(of_totals(live) | of_balance(event.balance))
@@ -272,23 +318,26 @@ class OTelSink:
         if self._roots.get(live.run_id) == event.node_id:
             del self._roots[live.run_id]
         if event.outcome == "interrupted":
-            self._interrupted.put((event.run.conversation_id, live.agent_name), live.span.get_span_context())
+            context = known_context(live.span)
+            if context is not None:
+                self._interrupted.put((event.run.conversation_id, live.agent_name), context)
 
     def _note(self, node_id: str | None, event: Event, name: str, attributes: dict[str, Value]) -> None:
         live = self._live.get(node_id or "")
-        span = live.span if live is not None else trace.get_current_span()
+        span = live.span if live is not None else self._beside.here()
         span.add_event(name, attributes, event.time_ns)
 
     def _forget_parents(self) -> None:
         """In a forked child: what the parent process began, it ends; ended here too, it would be exported twice."""
         self._live.clear()
         self._calls.clear()
+        self._contents.clear()
         self._roots.clear()
 
 
-def _ids(span: Span) -> tuple[int, int]:
-    context = span.get_span_context()
-    return context.trace_id, context.span_id
+def _ids(span: Span) -> tuple[int, int] | None:
+    context = known_context(span)
+    return None if context is None else (context.trace_id, context.span_id)
 
 
 _every: WeakSet[OTelSink] = WeakSet()

@@ -14,6 +14,7 @@ from runcap.guardrails.guard import Guard
 from runcap.guardrails.inflight import release_everywhere
 from runcap.guardrails.permit import Permit
 
+from .contents import tell_answered, tell_asked
 from .errors import bubbling
 from .messages import Walks
 from .nodes import Nodes
@@ -68,6 +69,7 @@ class Calls:
         note.watch = self._nodes.watch(run_id, key)
         if parent is not None:
             parent.calls.add(key)
+        tell_asked(self._guard.sinks, key, messages, sketch.call)
         self._guard.calls.reap_with_task(permit)
 
     def stream(self, run_id: UUID, size: int, counted: BaseMessage | None = None) -> None:
@@ -86,6 +88,7 @@ class Calls:
         """A call failed."""
         permit = self._take(run_id, parent)
         if permit is not None:
+            tell_answered(self._guard.sinks, permit, result)
             fail(permit, error, result)
 
     def _take(self, run_id: UUID, parent: Node | None) -> Permit | None:

@@ -18,6 +18,7 @@ from runcap.guardrails.errors import BudgetExceeded
 from runcap.guardrails.guard import Guard
 from runcap.guardrails.permit import Permit
 
+from .contents import tell_answered
 from .errors import bubbling
 from .settling import end, fail, meter, size_of_chunk
 
@@ -111,7 +112,9 @@ class Reader:
 
     def failed(self, error: BaseException) -> None:
         """The stream, or whoever read it, failed."""
-        fail(self._permit, error, self._result())
+        result = self._result()
+        tell_answered(self._guard.sinks, self._permit, result)
+        fail(self._permit, error, result)
 
     def _result(self) -> LLMResult | None:
         merged = merge_chat_generation_chunks(self._chunks)

@@ -19,6 +19,7 @@ from runcap.guardrails.run import Run
 from .attachment import Attachment
 from .carrying import purpose_of
 from .clients import delay_before, is_worth_retrying, take_over_retries
+from .contents import tell_asked
 from .cut import Reader, check_whole, finish
 from .errors import bubbling
 from .hook import last_origin, parent_of
@@ -248,6 +249,7 @@ class _Call:
     def _admitted(self, permit: Permit) -> Permit:
         permit.note = Note.of(self._walk)
         enter(permit)
+        tell_asked(self._guard.sinks, permit.call_id, self._messages, self._sketch.call)
         return permit
 
 

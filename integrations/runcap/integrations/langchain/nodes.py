@@ -15,6 +15,7 @@ from runcap.guardrails.guard import Guard
 from runcap.guardrails.run import Run
 from runcap.guardrails.saved import SavedRun, carry_over, catch_up
 
+from .contents import tell_arguments, tell_result
 from .errors import bubbling
 from .failures import outcome
 from .running import node_here
@@ -111,6 +112,7 @@ class Nodes:
         self._add(node, run_id)
         started, told = node.started_ns, description or None
         self._guard.emit(ToolStarted(started, run.info, node.id, shown, name, tool_call_id, told))
+        tell_arguments(self._guard.sinks, node.id, arguments)
 
     def go_on(self, owner: Node, blank: Run, saved: SavedRun) -> Run:
         """An agent that was resumed in another process than it paused in: it goes on with its old run."""
@@ -136,6 +138,8 @@ class Nodes:
         node = self._tree.get(key)
         if node is not None and node.sighting is not None:
             node.sighting.ended(output)
+        if node is not None:
+            tell_result(self._guard.sinks, key, output)
         self.end(key, "completed")
 
     def fail_tool(self, key: str, error: BaseException) -> None:

@@ -12,6 +12,7 @@ from runcap.guardrails.guard import Guard
 from runcap.guardrails.permit import Permit
 from runcap.guardrails.usage import Usage
 
+from .contents import tell_answered
 from .failures import billing
 from .messages import Walk, Walks, answer_digest
 from .usage import StreamUsage, as_asked, is_cache_hit, message_of, read_response, read_text_usage, read_usage, text_of
@@ -44,6 +45,7 @@ def meter(permit: Permit, size: int, counted: BaseMessage | None = None) -> None
 
 def end(guard: Guard, permit: Permit, result: LLMResult, *, error_type: str | None = None) -> None:
     """The call ended well: settle it from the usage it reported. `error_type` where its answer is of no use."""
+    tell_answered(guard.sinks, permit, result)
     message = message_of(result)
     told, usage = read_response(result, message), _usage(permit, result, message)
     if is_cache_hit(message):
