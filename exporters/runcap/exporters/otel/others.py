@@ -68,14 +68,15 @@ def at_work() -> tuple[Other, ...]:
         return ()
     found: list[Other] = []
     for instrumentor in _instrumentors(base) if base is not None else ():
-        key = (id(instrumentor), id(_handler_of(instrumentor)))
+        mark = _mark_of(instrumentor)
+        key = (id(instrumentor), id(mark))
         known = _known.get(key)
         if known is None:
             if len(_known) >= _KEPT:
                 _known.clear()
-            known = _known[key] = (instrumentor, _describe(instrumentor))
-        if known[1] is not None:
-            found.append(known[1])
+            known = _known[key] = (instrumentor, mark, _describe(instrumentor))
+        if known[2] is not None:
+            found.append(known[2])
     if _langsmith_exports():
         found.append(_LANGSMITH)
     return tuple(found)
@@ -110,7 +111,7 @@ def current_chat() -> Span | None:
 
 
 _KEPT = 64
-_known: dict[tuple[int, int], tuple[object, Other | None]] = {}
+_known: dict[tuple[int, int], tuple[object, object, Other | None]] = {}
 _LANGSMITH = Other("langsmith")
 
 
@@ -122,9 +123,10 @@ def _instrumentors(base: Any) -> Iterator[Any]:
             yield one
 
 
-def _handler_of(instrumentor: Any) -> object:
-    """What changes when it is switched off and on again."""
-    return getattr(instrumentor, "_callback_handler", None) or getattr(instrumentor, "_tracer", None)
+def _mark_of(instrumentor: Any) -> object:
+    """What is another one when it is switched off and on again: its handler, or what puts that into all managers."""
+    own = getattr(instrumentor, "_callback_handler", None) or getattr(instrumentor, "_tracer", None)
+    return own if own is not None else _wrapped_init()
 
 
 def _describe(instrumentor: Any) -> Other | None:
@@ -172,14 +174,18 @@ def _traceloop(name: str, _: Any) -> Other:
 
 def _injected(name: str) -> Any:
     """The handler that an instrumentor puts into every callback manager, found where it does so."""
-    managers = sys.modules.get("langchain_core.callbacks.base")
-    wrapped = vars(managers.BaseCallbackManager)["__init__"] if managers is not None else None
+    wrapped = _wrapped_init()
     while wrapped is not None:
-        wrapper = getattr(wrapped, "_self_wrapper", None)
+        wrapper: Any = getattr(wrapped, "_self_wrapper", None)
         if type(wrapper).__module__.startswith(name):
-            return wrapper._callback_handler  # type: ignore[union-attr]  # noqa: SLF001
+            return wrapper._callback_handler  # noqa: SLF001 - as above
         wrapped = getattr(wrapped, "__wrapped__", None)
     raise AttributeError(name)
+
+
+def _wrapped_init() -> object:
+    managers = sys.modules.get("langchain_core.callbacks.base")
+    return vars(managers.BaseCallbackManager)["__init__"] if managers is not None else None
 
 
 _LANGCHAINS: Mapping[str, Callable[[str, Any], Other]] = {

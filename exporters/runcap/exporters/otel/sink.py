@@ -55,11 +55,14 @@ from .content import DEFAULT_LIMIT, ContentMode, Contents, Redact
 from .current import Inside, Place, context_below, entered, inside_tool
 from .joint import Joint, here, known_context
 from .live import Call, Live, of_totals
+from .metrics import Meters
 
 _FAILED = frozenset({"refused", "error"})
 _GIVEN_UP = ("CancelledError", "GeneratorExit")
 """How calls end that nobody waits for any more: no errors."""
 _NOWHERE: AbstractContextManager[object] = nullcontext()
+_JUST_ENDED = 64
+"""Calls whose spans are remembered for `ids_of`, which others ask a moment later."""
 _PAUSED = 1_024
 """Interrupted agents whose spans are remembered, to be linked to from where they go on."""
 
@@ -74,7 +77,9 @@ class OTelSink:
 
     Args:
         tracer_provider: where spans go.
+        meter_provider: where metrics go; likewise.
         tags: names of the run's tags that go onto spans, as `runcap.tag.*`; others are left out.
+        metric_tags: those that go onto metrics. Each multiplies the number of series: no users, no ids.
         agent_name: `gen_ai.agent.name` of what happens outside of any agent.
         legacy_names: also write cache writes by the attribute's former name, which Arize Phoenix reads.
         beside: what becomes of our spans where another instrumentation traces the same calls: `"auto"`, `"enrich"`,
@@ -96,6 +101,7 @@ class OTelSink:
         meter_provider: MeterProvider | None = None,
         *,
         tags: Collection[str] = sc.TAGS,
+        metric_tags: Collection[str] = (),
         agent_name: str = "default",
         legacy_names: bool = False,
         beside: Setting = "auto",
@@ -111,11 +117,13 @@ class OTelSink:
         self._agent_name = agent_name
         self._legacy = legacy_names
         self._beside = Beside(beside, tracer_provider, meter_provider)
+        self._meters = Meters(meter_provider, tags=metric_tags)
         self._contents = Contents(content, redact, content_limit, logger_provider)
         self._live: dict[str, Live] = {}
         self._calls: dict[str, Call] = {}
         self._roots: dict[str, str] = {}
         self._interrupted: Recent[tuple[str, str], SpanContext] = Recent(_PAUSED)
+        self._ended: Recent[str, Span] = Recent(_JUST_ENDED)
         self._lock = forks.rlock()
         _every.add(self)
 
@@ -126,6 +134,7 @@ class OTelSink:
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
+        self._measure(event)
         match event:
             case CallStarted():
                 self._call_started(event)
@@ -163,12 +172,29 @@ class OTelSink:
 
     def ids_of(self, event: Event) -> tuple[int, int] | None:
         """The ids of the trace and of the span an event belongs to; None where there is none, or it is not kept."""
-        call = self._calls.get(getattr(event, "call_id", ""))
+        call_id = getattr(event, "call_id", "")
+        call = self._calls.get(call_id)
         if call is not None and call.span is not None:
             return _ids(call.span)
+        ended = self._ended.get(call_id)
+        if ended is not None:
+            return _ids(ended)
         names = (getattr(event, "node_id", None), getattr(event, "parent_id", None), self._roots.get(event.run.id))
         live = next((one for name in names if name is not None and (one := self._live.get(name))), None)
         return None if live is None else _ids(live.span)
+
+    def _measure(self, event: Event) -> None:
+        agent_name, provider = None, None
+        match event:
+            case CallEnded():
+                call, provider = self._calls.get(event.call_id), event.provider
+                agent_name = self._agent_name if call is None else call.agent_name
+            case ToolEnded():
+                live = self._live.get(event.node_id)
+                agent_name = None if live is None else live.agent_name
+            case _:
+                pass
+        self._meters(event, agent_name, standard=self._beside.gives_standard_metrics(provider))
 
     def _add_event(self, event: Event) -> None:
         """What is no span of its own stands on one as a span event."""
@@ -228,6 +254,7 @@ class OTelSink:
         if event.error_type is not None and event.error_type not in _GIVEN_UP:
             span.set_status(Status(StatusCode.ERROR, event.error_type))
         span.end(event.time_ns)
+        self._ended.put(event.call_id, span)
         if event.parent_id is not None:
             self._roll_up(event, event.parent_id)
 
