@@ -5,20 +5,47 @@ from __future__ import annotations
 import io
 import json
 import threading
+from collections import Counter
+from itertools import count
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from runcap.guardrails.amounts import ZERO, Amounts, Caps
-from runcap.guardrails.ledger import About, Account, Grant, Ledger, Outcome, Refusal
+from runcap.guardrails.ledger import About, Account, Grant, Ledger, Note, Outcome, Refusal
 from runcap.guardrails.ledger.lasting import Lasting
+from runcap.guardrails.ledger.notes import MOST
 from runcap.guardrails.usage import Usage
 
+from ..effort import examples
 from .ledger_contract import LedgerContract, LedgerMachine, account, offer
 
 ABOUT = About("r1", None, {"user": "ada", "task": "refund"}, "openai", "gpt-4o", "gpt-4o", 1, 1_000)
+NOTE = Note("r1", "r0", {"user": "ada"}, "refused", "BudgetExceeded", "run", "usd", "gpt-4o", first_ns=7, last_ns=7)
 MANY = Account("run:a", Caps(nano=10**12))
+
+
+_runs = count()
+
+NOTES = st.builds(
+    Note,
+    run_id=st.just("r"),
+    parent_run_id=st.none(),
+    tags=st.just({}),
+    kind=st.sampled_from(["refused", "prefix"]),
+    what=st.sampled_from([None, "a", "b"]),
+    scope=st.none(),
+    unit=st.none(),
+    model=st.sampled_from([None, "a"]),
+    count=st.integers(1, 5),
+    tokens=st.integers(0, 10**9),
+    cost_nano=st.none() | st.integers(0, 10**12),
+    first_ns=st.integers(0, 2 * 10**18),
+    last_ns=st.integers(0, 2 * 10**18),
+)
 
 
 def outcome(state: str = "settled", cost: int | None = 25, about: About = ABOUT, **more: Any) -> Outcome:
@@ -204,12 +231,163 @@ class LastingContract(LedgerContract):
         assert [one.state for one in other.records()] == ["settled", "released"]
         assert (await other.abalance("run:a")).spent == Amounts(nano=25, steps=2)
 
+    # Notes
+
+    def test_notes_alike_are_added_up_whoever_made_them(self, lasting: Any, other: Any) -> None:
+        lasting.note(NOTE._replace(tokens=5))
+        other.note(NOTE._replace(tokens=3, cost_nano=9, first_ns=2, last_ns=2))
+        lasting.note(NOTE._replace(first_ns=30, last_ns=30))
+        expected = NOTE._replace(count=3, tokens=8, cost_nano=9, first_ns=2, last_ns=30)
+        assert list(lasting.notes()) == list(other.notes()) == [expected]
+
+    @pytest.mark.parametrize("field", ["run_id", "kind", "what", "scope", "unit", "model"])
+    def test_notes_of_something_else_are_not(self, lasting: Any, other: Any, field: str) -> None:
+        def of(value: str | None) -> Note:
+            told: dict[str, Any] = {field: value}
+            return NOTE._replace(**told)
+
+        lasting.note(NOTE)
+        other.note(of("else"))
+        if field not in ("run_id", "kind"):
+            lasting.note(of(None))
+        expected = {getattr(NOTE, field): 1, "else": 1} | ({} if field in ("run_id", "kind") else {None: 1})
+        assert {getattr(note, field): note.count for note in other.notes()} == expected
+
+    def test_notes_are_read_by_run_and_by_their_last_time(self, lasting: Any, other: Any) -> None:
+        for number in range(1_200):
+            lasting.note(NOTE._replace(run_id=f"r{number % 300}", what=str(number), first_ns=number, last_ns=number))
+        lasting.note(NOTE._replace(run_id="r5", what="5", first_ns=5_000, last_ns=5_000))
+        everything = list(lasting.notes())
+        assert sorted(int(note.what) for note in everything) == list(range(1_200))
+        assert sorted(note.what for note in other.notes(run_id="r5")) == ["305", "5", "605", "905"]
+        assert [note.what for note in other.notes(run_id="r5", since_ns=900)] in (["905", "5"], ["5", "905"])
+        assert [note.what for note in other.notes(run_id="r5", until_ns=600)] == ["305"]
+        assert sorted(int(note.what) for note in other.notes(since_ns=1_190)) == [5, *range(1_190, 1_200)]
+        assert list(other.notes(since_ns=7, until_ns=7)) == list(other.notes(run_id="nobody")) == []
+
+    def test_a_storm_of_notes_leaves_one_and_is_not_written_one_by_one(
+        self, lasting: Any, other: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add, written = lasting._add_notes, list[int]()
+
+        def counted(number: int, notes: Any) -> None:
+            written.append(number)
+            add(number, notes)
+
+        monkeypatch.setattr(lasting, "_add_notes", counted)
+        for number in range(10_000):
+            lasting.note(NOTE._replace(last_ns=number))
+        assert len(written) < 1_000
+        lasting.beat()
+        assert list(other.notes()) == [NOTE._replace(count=10_000, first_ns=7, last_ns=9_999)]
+
+    def test_notes_keep_any_text_and_figures_stay_countable(self, lasting: Any, other: Any) -> None:
+        odd = 'ü\n"{}\\ \u2028 x:y/z=1 \ud800'
+        most = 2**70
+        note = Note(odd, odd, {odd: odd}, odd, odd, odd, odd, odd, most, most, most, 2**60 + 1, most)
+        lasting.note(note)
+        lasting.note(note)
+        text = odd.replace("\ud800", "\\ud800")
+        expected = Note(text, text, {text: text}, text, text, text, text, text, MOST, MOST, MOST, 2**60 + 1, 2**63 - 1)
+        assert list(other.notes()) == [expected]
+        lasting.note(NOTE._replace(run_id="", what="", count=-3, tokens=-1, cost_nano=-1, first_ns=-1, last_ns=-1))
+        assert list(other.notes(run_id="")) == [
+            NOTE._replace(run_id="", what=None, count=0, tokens=0, cost_nano=0, first_ns=0, last_ns=0)
+        ]
+
+    @settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(st.tuples(st.integers(0, 3), NOTES), max_size=12))
+    def test_notes_add_up_in_any_order_and_from_any_process(
+        self, lasting: Any, other: Any, made: list[tuple[int, Note]]
+    ) -> None:
+        """`how`: by which client, and whether what it had is written before."""
+        run_id, model = f"h{next(_runs)}", dict[Any, list[Note]]()
+        for how, note in made:
+            client = (lasting, other)[how % 2]
+            client.note(note._replace(run_id=run_id))
+            model.setdefault(note._replace(run_id=run_id).key, []).append(note)
+            if how > 1:
+                client.beat()
+        lasting.beat()
+        other.beat()
+        found = {note.key: note for note in other.notes(run_id=run_id)}
+        assert found.keys() == model.keys()
+        for key, notes in model.items():
+            costs = [note.cost_nano for note in notes if note.cost_nano is not None]
+            one = found[key]
+            assert (one.count, one.tokens) == (sum(n.count for n in notes), sum(n.tokens for n in notes))
+            assert one.cost_nano == (sum(costs) if costs else None)
+            assert (one.first_ns, one.last_ns) == (min(n.first_ns for n in notes), max(n.last_ns for n in notes))
+
+    def test_many_threads_lose_no_note(self, lasting: Any, other: Any) -> None:
+        def work(client: Any, index: int) -> None:
+            for turn in range(100):
+                client.note(NOTE._replace(what=str((index + turn) % 3), tokens=turn))
+
+        threads = [threading.Thread(target=work, args=((lasting, other)[index % 2], index)) for index in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        lasting.beat()
+        other.beat()
+        assert sum(note.count for note in other.notes()) == 800
+        assert sum(note.tokens for note in other.notes()) == 8 * 4_950
+
+    def test_notes_change_neither_records_nor_balances(self, lasting: Any, other: Any) -> None:
+        lasting.reserve("c", (offer(60),), (account(),), ABOUT)
+        lasting.note(NOTE)
+        lasting.settle("c", Amounts(nano=25), ZERO, outcome())
+        before = other.balance("run:a")
+        lasting.note(NOTE)
+        assert other.balance("run:a") == before
+        assert lasting.export(io.StringIO()) == len(list(other.records())) == 1
+        assert [note.count for note in other.notes()] == [2]
+
+    def test_a_note_in_the_middle_of_an_operation_is_written_after_it(
+        self, lasting: Any, other: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A finalizer, run by the garbage collector, may bring it there."""
+        with lasting._turn():
+            lasting.note(NOTE)
+            assert len(lasting._noted) == 1
+        assert list(other.notes()) == []
+        lasting.note(NOTE)
+        assert [note.count for note in other.notes()] == [2]
+
+    def test_what_waits_is_written_as_the_ledger_is_let_go_of_and_after_a_restart(
+        self, lasting: Any, other: Any
+    ) -> None:
+        for _ in range(50):
+            lasting.note(NOTE)
+        lasting.dispose()
+        assert [note.count for note in other.notes()] == [50]
+        lasting.note(NOTE)
+        lasting.dispose()
+        assert [note.count for note in other.notes()] == [51]
+
+    def test_a_forked_child_leaves_its_parents_notes_to_it(self, lasting: Any, other: Any) -> None:
+        with lasting._turn():
+            lasting.note(NOTE)
+        lasting._pid += 1  # as a child sees it
+        lasting.note(NOTE._replace(what="child"))
+        assert [note.what for note in other.notes()] == ["child"]
+
 
 class LastingMachine(LedgerMachine):
     """The same with processes that come and go. `again` opens the store anew, as another process does."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: Counter[str] = Counter()
+
     def again(self) -> Any:
         raise NotImplementedError
+
+    @rule(run=st.sampled_from(["r1", "r2"]))
+    def something_is_noted(self, run: str) -> None:
+        self.noted[run] += 1
+        self.ledger.note(NOTE._replace(run_id=run))
 
     @rule()
     def the_process_ends_and_another_comes(self) -> None:
@@ -220,3 +398,4 @@ class LastingMachine(LedgerMachine):
         for model in self.models.values():
             model.unknown.update({call: (0, nano) for call, nano in model.held.items()})
             model.held.clear()
+        assert {note.run_id: note.count for note in ledger.notes()} == self.noted

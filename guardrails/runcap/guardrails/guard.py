@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal
 from weakref import WeakMethod
 
-from . import forks, telling
+from . import forks, noting, telling
 from .admission import Reservation, areserve, reserve
 from .amounts import UNITS, Amounts
 from .books import Books
@@ -381,9 +381,11 @@ class Guard:
         self.sinks.default(sinks)
 
     def emit(self, event: Event) -> None:
-        """Tell the sinks."""
+        """Tell the sinks, and a ledger that lasts."""
         self.sinks.emit(event)
         self._warnings.emit(event)
+        if self.ledger.lasting:
+            noting.keep(event, self)
 
     def say_once(self, message: str) -> None:
         """Log a warning, the first time only."""

@@ -2,6 +2,7 @@
 
 from .base import Account, Balance, Grant, Ledger, LedgerError, Offer, Refusal, Settlement
 from .memory import MemoryLedger
+from .notes import Note
 from .records import About, Outcome, UsageRecord
 from .redis import RedisLedger
 from .sqlite import SQLiteLedger
@@ -15,6 +16,7 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "MemoryLedger",
+    "Note",
     "Offer",
     "Outcome",
     "RedisLedger",

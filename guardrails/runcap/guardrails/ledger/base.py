@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from ..amounts import HELD_UNITS, NO_CAPS, UNITS, ZERO, Amounts, Caps
 from ..clock import Clock
+from .notes import Note
 from .records import About, Outcome
 
 
@@ -179,6 +180,10 @@ class Ledger(Protocol):
 
     def judge(self, run_id: str, verdict: str) -> None:
         """Keep a run's verdict beside its records. The latest stands."""
+        ...
+
+    def note(self, note: Note) -> None:
+        """Keep what happened in a run, added up with what is alike. Only a lasting ledger is told. Never raises."""
         ...
 
     def now_ns(self, clock: Clock) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 from weakref import WeakMethod
 
 from .base import LedgerError
@@ -16,6 +17,8 @@ _HURRY = 0.5
 
 _JOIN = 5.0
 """Seconds to wait for a beat to end."""
+
+_FOREVER = 1e9
 
 
 class Heart:
@@ -89,3 +92,15 @@ class Heart:
                 _log.warning("runcap: the ledger cannot be reached, and will be tried again: %s", what)
             return True
         return False
+
+
+def check_seconds(name: str, value: Any) -> None:
+    """Check a duration; None passes where it means "never".
+
+    Raises:
+        ValueError: it is no positive number.
+    """
+    if value is None and name == "heartbeat":
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _FOREVER:
+        raise ValueError(f"{name} must be a positive number of seconds, got {value!r}")

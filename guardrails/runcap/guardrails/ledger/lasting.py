@@ -10,12 +10,12 @@ import atexit
 import logging
 import os
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, ParamSpec, Self, TextIO, TypeVar
+from typing import NamedTuple, ParamSpec, Self, TextIO, TypeVar
 from weakref import WeakSet
 
 from .. import forks
@@ -25,7 +25,9 @@ from ..money import Money
 from ..recent import Recent
 from .base import Balance, LedgerError, Settlement
 from .export import Format, write_records
-from .heart import Heart
+from .heart import Heart, check_seconds
+from .noted import Noted
+from .pending import Pending
 from .records import Outcome, UsageRecord
 from .timekeeper import Timekeeper
 from .unknowns import Judge, Rule, UnknownCall, check_rule
@@ -44,9 +46,6 @@ HEARTBEAT = 5.0
 DEAD_AFTER = 60.0
 """Seconds of silence after which an owner counts as dead. One that was only asleep settles its calls all the same."""
 
-
-_FOREVER = 1e9
-
 _TRIES = 20
 """How often an entry is tried that the ledger refuses though it can be reached."""
 
@@ -62,7 +61,7 @@ class Ending(NamedTuple):
     outcome: Outcome | None = None
 
 
-class Lasting(ABC):
+class Lasting(Noted):
     """The part of `SQLiteLedger` and `RedisLedger` that does not depend on where the books are."""
 
     blocking = True
@@ -216,6 +215,7 @@ class Lasting(ABC):
         self._refused = 0
         self._beat()
         self._bury()
+        self._write_notes()
 
     def _doubt(self, error: LedgerError) -> None:
         """The ledger answers, and yet refuses an entry. It may not keep the others from being written for ever."""
@@ -244,6 +244,10 @@ class Lasting(ABC):
             self._flush()
         except LedgerError as error:
             _log.warning("runcap: %d entries could not be written to the ledger: %s", len(self._outbox), error)
+        else:
+            self._write_notes()
+        if self._noted:
+            _log.warning("runcap: %d notes could not be written to the ledger", len(self._noted))
         self._disconnect()
 
     def __enter__(self) -> Self:
@@ -258,6 +262,7 @@ class Lasting(ABC):
         self._pid = os.getpid()
         self.owner = new_id()
         self._outbox.clear()
+        self._noted = Pending()
         self._heart = Heart(self._heartbeat, self.beat)
 
     def _check_fork(self) -> None:
@@ -381,18 +386,6 @@ def _dispose_of_all() -> None:
 
 
 atexit.register(_dispose_of_all)
-
-
-def check_seconds(name: str, value: Any) -> None:
-    """Check a duration; None passes where it means "never".
-
-    Raises:
-        ValueError: it is no positive number.
-    """
-    if value is None and name == "heartbeat":
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _FOREVER:
-        raise ValueError(f"{name} must be a positive number of seconds, got {value!r}")
 
 
 def _charge(call: UnknownCall, rule: Rule | Judge) -> Amounts | None:

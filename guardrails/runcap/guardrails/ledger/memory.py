@@ -14,6 +14,7 @@ from ..amounts import ZERO, Amounts
 from ..clock import Clock
 from ..recent import Recent
 from .base import Account, Balance, Grant, LedgerError, Offer, Refusal, Settlement
+from .notes import Note
 from .records import About, Outcome
 from .state import State, decide
 
@@ -156,6 +157,9 @@ class MemoryLedger:
 
     def judge(self, run_id: str, verdict: str) -> None:
         """See `Ledger.judge`; this ledger keeps no records."""
+
+    def note(self, note: Note) -> None:
+        """See `Ledger.note`; this ledger keeps none."""
 
     def _locked(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         with self._lock:

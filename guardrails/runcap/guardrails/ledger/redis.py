@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
@@ -14,7 +14,9 @@ from typing import TypeVar
 from ..amounts import ZERO, Amounts
 from ..clock import Clock, new_id
 from .base import Account, Balance, Grant, LedgerError, Offer, Refusal, Settlement
-from .lasting import DEAD_AFTER, HEARTBEAT, Ending, Lasting, check_seconds
+from .heart import check_seconds
+from .lasting import DEAD_AFTER, HEARTBEAT, Ending, Lasting
+from .notes import Note
 from .records import About, Outcome, UsageRecord
 from .redis_clients import AsyncLines, Lines, Steps
 from .redis_errors import Unanswered, too_late
@@ -386,6 +388,12 @@ class RedisLedger(Lasting):
 
     def _judge(self, run_id: str, verdict: str) -> None:
         self._run(self._asking.judge(run_id, verdict))
+
+    def _add_notes(self, number: int, notes: Sequence[Note]) -> None:
+        self._run(self._asking.note(number, notes))
+
+    def _notes_page(self, run_id: str | None, after: int) -> tuple[list[Note], int | None]:
+        return self._run(self._asking.notes(run_id, after))
 
     def _time_ns(self) -> int:
         return self._asking.known.time_ns() or self._clock.time_ns()

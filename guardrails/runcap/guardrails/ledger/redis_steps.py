@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..amounts import Amounts
 from ..clock import new_id
 from . import redis_errors as errors
+from . import redis_notes
 from . import redis_wire as wire
 from .base import Account, Balance, Grant, LedgerError, Offer, Refusal, Settlement
 from .lasting import Ending
+from .notes import Note
 from .records import About, Outcome
 from .redis_clients import Commands, Request, Steps
 from .redis_scripts import all_scripts, script
@@ -182,6 +184,24 @@ class Asking:
         reply = yield from self._run("page", keys, (begin, end, PAGE))
         entries: list[Any] = wire.readable(reply[HEAD])
         return entries
+
+    def note(self, number: int, notes: Sequence[Note]) -> Steps[None]:
+        """Add notes up with those that are kept, unless a step of this number did."""
+        keys = (*self.keys.base, self.keys.noted, *[self.keys.notes(note.run_id) for note in notes])
+        yield from self._run("note", keys, redis_notes.args(number, notes))
+
+    def notes(self, run_id: str | None, after: int) -> Steps[tuple[list[Note], int | None]]:
+        """The notes of a run; or those of the next runs, from a place on, and the place to go on from."""
+        run_ids = [] if run_id is None else [run_id]
+        if run_id is None:
+            reply = yield from self._run("noted", (*self.keys.base, self.keys.noted), (after, redis_notes.PAGE))
+            run_ids = wire.readable(reply[HEAD])
+        if not run_ids:
+            return [], None
+        reply = yield from self._run("notes", (*self.keys.base, *map(self.keys.notes, run_ids)), ())
+        told = zip(run_ids, wire.readable(reply[HEAD:]), strict=True)
+        found = [note for run, stored in told for note in redis_notes.read(run, stored)]
+        return found, None if run_id is not None else after + len(run_ids)
 
     # Inside
 

@@ -48,8 +48,18 @@ class Keys:
         self.usage = f"{self.tag}:usage"
         self.revised = f"{self.tag}:revised"
         self.verdicts = f"{self.tag}:verdicts"
+        self.noted = f"{self.tag}:noted"
         self.base = (self.meta, self.owners)
-        self.fixed = (*self.base, self.held, self.unknown, self.dead, self.usage, self.revised, self.verdicts)
+        self.fixed = (
+            *self.base,
+            self.held,
+            self.unknown,
+            self.dead,
+            self.usage,
+            self.revised,
+            self.verdicts,
+            self.noted,
+        )
         self._account, self._hold = f"{self.tag}:a:", f"{self.tag}:h:"
         self._before_hold = (*self.base, self.held, self.dead)
 
@@ -68,6 +78,10 @@ class Keys:
     def run(self, run_id: str) -> str:
         """A list: which usage records are a run's."""
         return f"{self.tag}:run:{run_id}"
+
+    def notes(self, run_id: str) -> str:
+        """A hash: a run's notes; see note.lua."""
+        return f"{self.tag}:n:{run_id}"
 
     def for_reserve(self, call_id: str, accounts: Iterable[Account]) -> tuple[str, ...]:
         """The keys of reserve.lua."""

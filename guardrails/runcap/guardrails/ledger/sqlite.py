@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Literal, ParamSpec, TypeVar
 
 from ..amounts import ZERO, Amounts
 from ..clock import Clock
+from . import sqlite_notes
 from . import sqlite_owners as owners
 from . import sqlite_rows as rows
 from .base import Account, Balance, Grant, LedgerError, Offer, Refusal, Settlement
-from .lasting import DEAD_AFTER, HEARTBEAT, Ending, Lasting, check_seconds
+from .heart import check_seconds
+from .lasting import DEAD_AFTER, HEARTBEAT, Ending, Lasting
+from .notes import Note
 from .records import About, Outcome, UsageRecord
 from .sqlite_file import File, checked_path
-from .sqlite_rows import Hold, Row
+from .sqlite_rows import Hold
 from .state import decide
 from .timekeeper import elapsed_ns
 from .unknowns import UnknownCall
@@ -252,7 +255,7 @@ class SQLiteLedger(Lasting):
         self._sign_if_due(connection, now)
         states, held, dead = rows.asked(connection, call_id, accounts, recap=offers[0].last != "spent")
         if held:
-            return _granted_before(connection, call_id, states)
+            return rows.granted_before(connection, call_id, states)
         answer = decide(call_id, offers, accounts, states, dead=dead)
         if isinstance(answer, Refusal):
             return answer
@@ -357,6 +360,14 @@ class SQLiteLedger(Lasting):
             values = (run_id, verdict, self._time_ns())
             connection.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", values)
 
+    def _add_notes(self, number: int, notes: Sequence[Note]) -> None:
+        with self._turn(), self._file.writing() as connection:  # whole or not at all: none is written twice
+            sqlite_notes.add(connection, notes)
+
+    def _notes_page(self, run_id: str | None, after: int) -> tuple[list[Note], int | None]:
+        with self._turn(), self._file.reading() as connection:
+            return sqlite_notes.page(connection, run_id, after)
+
     def _last_entry(self, connection: sqlite3.Connection) -> None:
         last = connection.execute("SELECT ended_ns FROM usage ORDER BY n DESC LIMIT 1").fetchone()
         if last is not None:
@@ -382,10 +393,3 @@ class SQLiteLedger(Lasting):
                 owners.forget(connection, self.owner)
         except LedgerError:
             return  # it falls silent, which says the same a little later
-
-
-def _granted_before(connection: sqlite3.Connection, call_id: str, states: list[Row]) -> Grant:
-    hold = rows.hold_of(connection, call_id)
-    if hold is None:
-        raise LedgerError(f"the hold of call {call_id} is gone")
-    return Grant(call_id, hold.offer, hold.amount, tuple([state.balance() for state in states]))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..amounts import ZERO, Amounts, Caps
 from ..usage import Usage
-from .base import Account, Balance
+from .base import Account, Balance, Grant, LedgerError
 from .records import TOKEN_FIELDS, About, Outcome, UsageRecord
 from .sqlite_schema import ACCOUNT_FIGURES, HOLD_COLUMNS, USAGE_COLUMNS
 from .state import State
@@ -209,6 +209,18 @@ def hold_of(connection: sqlite3.Connection, call_id: str) -> Hold | None:
     """A call that is held, or left something unknown."""
     values = connection.execute(f"{HOLD} WHERE call_id = ?", (call_id,)).fetchone()
     return None if values is None else to_hold(values)
+
+
+def granted_before(connection: sqlite3.Connection, call_id: str, states: list[Row]) -> Grant:
+    """The grant of a call that is held.
+
+    Raises:
+        LedgerError: it was, and is no more.
+    """
+    hold = hold_of(connection, call_id)
+    if hold is None:
+        raise LedgerError(f"the hold of call {call_id} is gone")
+    return Grant(call_id, hold.offer, hold.amount, tuple([state.balance() for state in states]))
 
 
 def unknown_holds(connection: sqlite3.Connection) -> list[Hold]:

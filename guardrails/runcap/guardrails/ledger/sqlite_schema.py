@@ -89,7 +89,15 @@ CREATE INDEX usage_revised ON usage (call_id) WHERE revision > 0;
 CREATE TABLE verdicts (run_id TEXT PRIMARY KEY, verdict TEXT NOT NULL, at_ns INTEGER NOT NULL) WITHOUT ROWID;
 """  # noqa: E501 - one line a table
 
-MIGRATIONS = (_FIRST,)
+_SECOND = """
+CREATE TABLE notes (n INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL, parent_run_id TEXT, tags TEXT NOT NULL,
+  kind TEXT NOT NULL, what TEXT, scope TEXT, unit TEXT, model TEXT, count INTEGER NOT NULL, tokens INTEGER NOT NULL,
+  cost_nano INTEGER, first_ns INTEGER NOT NULL, last_ns INTEGER NOT NULL);
+CREATE UNIQUE INDEX notes_by_run
+  ON notes (run_id, kind, ifnull(what, ''), ifnull(scope, ''), ifnull(unit, ''), ifnull(model, ''));
+"""
+
+MIGRATIONS = (_FIRST, _SECOND)
 """What takes a file from version n to n + 1. Never changed, only added to: files of every version are out there."""
 
 VERSION = len(MIGRATIONS)

@@ -1,9 +1,10 @@
 -- A client's first word. Begins the ledger where there is none; says where it is somebody else's.
 --
 -- KEYS  1 meta (hash)  2 owners  3 held  4 unknown  5 dead (zset)  6 usage (stream)  7 revised  8 verdicts (hash)
+--       9 runs that have notes (list)
 -- ARGV  1 the epoch the client expects ('': any)  2 the highest number it has seen  3 an epoch for a new ledger
 local SCHEMA = 1
-local TYPES = {'hash', 'zset', 'zset', 'zset', 'zset', 'stream', 'hash', 'hash'}
+local TYPES = {'hash', 'zset', 'zset', 'zset', 'zset', 'stream', 'hash', 'hash', 'list'}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 if struct.unpack('<i8', struct.pack('<i8', 2 ^ 53 - 1)) ~= 2 ^ 53 - 1 then
