@@ -17,6 +17,8 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Huma
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import tool
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
@@ -30,6 +32,10 @@ from runcap.integrations.langchain.messages import Walks
 from runcap.integrations.langchain.parts import base_size
 
 VARIANTS = ("none", "no-op inline", "a span alone", "runcap", "guarded model", "official")
+WITH_METRICS = ("runcap + metrics", "official + metrics")
+METERED = ("chat call, sync", "chat call, async", "agent step, sync", "agent step, async")
+COLLECTED = ", collected"
+"""The same with what its metrics cost when a reader collects them."""
 HISTORY_VARIANTS = ("none", "a span alone", "runcap")
 HISTORIES = (10, 100, 1_000, 5_000)
 CALLS, STEPS, CHUNKS = 100, 20, 50
@@ -180,21 +186,31 @@ def tracer_provider() -> TracerProvider:
     return provider
 
 
+_readers: list[InMemoryMetricReader] = []
+
+
+def meter_provider() -> MeterProvider:
+    """Metrics, collected by `_readers` between batches."""
+    _readers.append(InMemoryMetricReader())
+    return MeterProvider([_readers[-1]], shutdown_on_exit=False)
+
+
 def handlers_of(variant: str) -> list[BaseCallbackHandler]:
     """What is passed as callbacks; the official tracer attaches itself."""
     if variant == "no-op inline":
         return [NoOp()]
     if variant == "a span alone":
         return [SpanAlone()]
-    if variant == "runcap":
-        guard = Guard(Budget(usd=1_000_000, steps=10**9), sinks=(OTelSink(tracer_provider()),))
-        return [BudgetCallbackHandler(guard)]
+    if variant in ("runcap", "runcap + metrics"):
+        sink = OTelSink(tracer_provider(), meter_provider() if variant == "runcap + metrics" else None)
+        return [BudgetCallbackHandler(Guard(Budget(usd=1_000_000, steps=10**9), sinks=(sink,)))]
     if variant == "guarded model":
         _guards.append(Guard(Budget(usd=1_000_000, steps=10**9), sinks=(OTelSink(tracer_provider()),)))
-    if variant == "official":
+    if variant in ("official", "official + metrics"):
         from opentelemetry.instrumentation.genai.langchain import LangChainInstrumentor  # noqa: PLC0415 - patches
 
-        LangChainInstrumentor().instrument(tracer_provider=tracer_provider(), skip_dep_check=True)
+        meters = {"meter_provider": meter_provider()} if variant == "official + metrics" else {}
+        LangChainInstrumentor().instrument(tracer_provider=tracer_provider(), skip_dep_check=True, **meters)
     return []
 
 
@@ -288,10 +304,16 @@ WORKLOADS: dict[str, Callable[[RunnableConfig], Callable[[], int]]] = {
 }
 
 
-def measure(variant: str, workload: str, batches: int) -> list[float]:
-    """Microseconds an operation, of each batch, after two to warm up."""
+def measure(variant: str, workload: str, batches: int) -> dict[str, list[float]]:
+    """Microseconds an operation, of each batch, after two to warm up; where there are metrics, also with collecting."""
     batch = WORKLOADS[workload]({"callbacks": list(_attached(variant))})
-    return [_timed(batch) for _ in range(batches + 2)][2:]
+    times, collected = zip(*[_timed(batch) for _ in range(batches + 2)][2:], strict=True)
+    return {workload: list(times)} | ({workload + COLLECTED: list(collected)} if _readers else {})
+
+
+def workloads_of(variant: str) -> tuple[str, ...]:
+    """What is timed of it."""
+    return METERED if variant in WITH_METRICS else tuple(WORKLOADS)
 
 
 _made: dict[str, list[BaseCallbackHandler]] = {}
@@ -303,11 +325,14 @@ def _attached(variant: str) -> list[BaseCallbackHandler]:
     return _made[variant]
 
 
-def _timed(batch: Callable[[], int]) -> float:
+def _timed(batch: Callable[[], int]) -> tuple[float, float]:
     gc.collect()
     start = time.perf_counter()
     count = batch()
-    return (time.perf_counter() - start) / count * 1e6
+    done = time.perf_counter()
+    for reader in _readers:
+        reader.get_metrics_data()
+    return (done - start) / count * 1e6, (time.perf_counter() - start) / count * 1e6
 
 
 def measure_histories(batches: int) -> Iterator[tuple[int, dict[str, float], float]]:

@@ -4,6 +4,7 @@
     python examples/ask_for_more.py --usd 0.02 --more 0.03
     python examples/ask_for_more.py --more 0                         # the answer is no
     python examples/ask_for_more.py --interactive                    # you answer
+    OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 python examples/ask_for_more.py    # and its traces to Jaeger
 
 The question and the run's record are in a SQLite checkpoint, so the answer may come days later and in another process:
 the second half builds everything anew, as another process would, and knows nothing but the file and the thread.
@@ -12,6 +13,7 @@ the second half builds everything anew, as another process would, and knows noth
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -25,6 +27,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 from pydantic import SecretStr
 
+from runcap.exporters import setup_otlp
 from runcap.guardrails import Budget, BudgetExceeded, Guard, Run
 from runcap.guardrails.testing import Reply, ScriptedProvider
 from runcap.integrations.langchain import BudgetMiddleware
@@ -88,6 +91,8 @@ def main() -> int:
     parser.add_argument("--more", default="0.02", help="dollars each answer adds; 0 declines (default %(default)s)")
     parser.add_argument("--interactive", action="store_true", help="answer yourself")
     options = parser.parse_args()
+    if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ:
+        setup_otlp(service_name=os.environ.get("OTEL_SERVICE_NAME", "ask-for-more"))
     with tempfile.TemporaryDirectory() as folder, ScriptedProvider(day_after_day) as provider:
         database = Path(folder) / "checkpoints.db"
         result, run = call_agent(provider, database, options.usd, {"messages": [("user", _QUESTION)]})

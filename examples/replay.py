@@ -3,6 +3,7 @@
     python examples/replay.py tau_dataset.json              # tau: OpenAI chat messages
     python examples/replay.py ic_sql.json --cap 0.01        # InterCode: actions and observations
     python examples/replay.py miniswe/ --cap 1 --limit 5    # mini-SWE: JSON lines of whole prompts; a file or directory
+    OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 python examples/replay.py tau_dataset.json    # traces to Jaeger
 
 No key, no network. The model is a script that answers what was recorded and refuses to be shown anything else; the
 rest is real: `create_agent`, its tool nodes, the callback. A run ends where its recording ends. In an InterCode episode
@@ -16,6 +17,7 @@ with genai-prices. The exit code is 1 if they differ anywhere, if a run passed i
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
@@ -35,6 +37,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from rich.console import Console
 from rich.progress import Progress
 
+from runcap.exporters import OTelSink, setup_otlp
 from runcap.guardrails import Budget, BudgetExceeded, Guard, Refused, Run
 from runcap.integrations.langchain import BudgetCallbackHandler
 
@@ -309,9 +312,11 @@ def _load(options: argparse.Namespace) -> list[tuple[Recording, ScriptedModel]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Replay; 0 when the books agree and every cap held, 1 when not, 2 when there was nothing to replay."""
     options = _options(argv)
+    if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ:
+        setup_otlp(service_name=os.environ.get("OTEL_SERVICE_NAME", "replay"))
     cap: Decimal = options.cap
     # Strict: a call whose cost is not bounded beforehand would be refused, so the replay proves that all are.
-    handler = BudgetCallbackHandler(Guard(Budget(usd=cap, strict=True), sinks=()))
+    handler = BudgetCallbackHandler(Guard(Budget(usd=cap, strict=True), sinks=(OTelSink(),)))
     bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     try:
         with bar:

@@ -108,17 +108,15 @@ def _line(span: ReadableSpan) -> str:
     return line + ("" if span.status.is_ok or not span.status.description else f"  ERROR {span.status.description}")
 
 
-def collected_spans() -> tuple[TracerProvider, InMemorySpanExporter]:
-    """A tracer provider that keeps the spans here, and sends them on where an endpoint is set."""
+def collected_spans() -> InMemorySpanExporter:
+    """What keeps the spans here; where an endpoint is set, they are sent there too."""
+    if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ:
+        provider = setup_otlp(service_name=os.environ.get("OTEL_SERVICE_NAME", "runaway-agent")).tracer_provider
+    else:
+        trace.set_tracer_provider(provider := TracerProvider())
     exporter = InMemorySpanExporter()
-    send = "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ
-    provider = (
-        setup_otlp(service_name=os.environ.get("OTEL_SERVICE_NAME", "runaway-agent")) if send else TracerProvider()
-    )
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    if not send:
-        trace.set_tracer_provider(provider)
-    return provider, exporter
+    return exporter
 
 
 def main() -> int:
@@ -128,7 +126,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=50, help="model calls the run may make (default %(default)s)")
     parser.add_argument("--model", help="a real model, e.g. openai:gpt-4o-mini; the default needs no key")
     options = parser.parse_args()
-    tracers, exporter = collected_spans()
+    exporter = collected_spans()
     handler = BudgetCallbackHandler(Guard(Budget(usd=options.usd, steps=options.steps), sinks=(OTelSink(), show_step)))
     with chosen_model(options.model) as (model, provider):
         agent = create_agent(model, [search_flights], name="travel_agent")
@@ -144,7 +142,6 @@ def main() -> int:
         assert run is not None
         print("\nThe trace:")
         show_tree(exporter.get_finished_spans())
-        tracers.shutdown()
         print(f"\n{'HALTED' if halted else 'FINISHED'}: {halted or 'the agent ended by itself'}")
         print(f"Spent ${run.spent_usd} of ${options.usd} in {run.steps} steps and {run.tool_calls} tool calls.")
         if provider is not None:

@@ -3,6 +3,7 @@
     python examples/shared_budget.py                                    # a SQLite file; no key, no network, no server
     python examples/shared_budget.py --redis redis://localhost:6379     # the same in Redis, for more than one machine
     python examples/shared_budget.py --usd 0.10 --workers 8
+    OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 python examples/shared_budget.py    # and its traces to Jaeger
 
 Each worker runs agents of its own, one after another, until the team's limit refuses their next call. Real `ChatOpenAI`
 models talk to a local provider, which keeps the bill. The ledger keeps a record of every call: the last lines are read
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import sys
 import tempfile
 import uuid
@@ -30,6 +32,7 @@ from pydantic import SecretStr
 from rich.live import Live
 from rich.table import Table
 
+from runcap.exporters import OTelSink, setup_otlp
 from runcap.guardrails import Budget, BudgetExceeded, CallEnded, Event, Guard, Limit, RedisLedger, SQLiteLedger
 from runcap.guardrails.money import to_usd
 from runcap.guardrails.testing import Reply, ScriptedProvider
@@ -89,8 +92,10 @@ def work(number: int, place: Place, url: str, usd: str, told: Any, begin: Any) -
         if isinstance(event, CallEnded):
             told.put((number, "call", event.cost_nano or 0))
 
+    if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ:
+        setup_otlp(service_name=os.environ.get("OTEL_SERVICE_NAME", "shared-budget"))
     with place.open() as ledger:
-        guard = guard_of(ledger, usd, (show,))
+        guard = guard_of(ledger, usd, (OTelSink(), show))
         model = ChatOpenAI(model="gpt-4o", base_url=url, api_key=SecretStr("no key needed"), max_completion_tokens=400)
         agent: Any = create_agent(model, [look_up], middleware=[BudgetMiddleware(guard)], name="support_agent")
         begin.wait()

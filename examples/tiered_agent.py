@@ -3,6 +3,7 @@
     python examples/tiered_agent.py                 # no key, no network: scripted models on loopback
     python examples/tiered_agent.py --no-tiers      # the same on the first model alone: halted before it is done
     python examples/tiered_agent.py --usd 0.02 --pages 60
+    OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 python examples/tiered_agent.py    # and the trace to Jaeger
 
 The agent reads a report page by page and sums it up. Real `ChatOpenAI` models talk to a local provider, which bills
 each of them at its list price. A line is printed for every call, and one where the agent goes down a tier.
@@ -11,6 +12,7 @@ each of them at its list price. A line is printed for every call, and one where 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +22,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
+from runcap.exporters import OTelSink, setup_otlp
 from runcap.guardrails import Budget, BudgetExceeded, CallEnded, Event, Guard, Tier, TierSwitched
 from runcap.guardrails.money import to_usd
 from runcap.guardrails.testing import Reply, ScriptedProvider
@@ -74,11 +77,13 @@ def main() -> int:
     parser.add_argument("--pages", type=int, default=20, help="pages of the report (default %(default)s)")
     parser.add_argument("--no-tiers", action="store_true", help="the first model alone")
     options = parser.parse_args()
+    if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ:
+        setup_otlp(service_name=os.environ.get("OTEL_SERVICE_NAME", "tiered-agent"))
     with ScriptedProvider(reader(options.pages), _PRICES) as provider:
         url, key = provider.openai_url, SecretStr("no key needed")
         first, *lower = [ChatOpenAI(model=name, base_url=url, api_key=key, max_retries=0) for name in _PRICES]
         ladder = [Tier(model, at) for model, at in zip((first, *lower), _SHARES, strict=True)]
-        guard = Guard(Budget(usd=options.usd), tiers=() if options.no_tiers else ladder, sinks=(show,))
+        guard = Guard(Budget(usd=options.usd), tiers=() if options.no_tiers else ladder, sinks=(OTelSink(), show))
         middleware = BudgetMiddleware(guard)
         agent: Any = create_agent(first, [read_page], middleware=[middleware], name="reader")
         try:

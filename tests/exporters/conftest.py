@@ -2,58 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import importlib.util
-import json
 import os
-import random
-import socket
 import subprocess
 import sys
 import sysconfig
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf.json_format import MessageToDict
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from ..waiting import free_port, listens, wait_for
+from .readback import Point, Read, read_line, read_metric, read_span
 
 ROOT = Path(__file__).parents[2]
 
 
-def free_port() -> int:
-    """A port that the system gives to nobody by itself: tests at once ask it for many before a receiver has its own."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
-def wait_for(ready: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    """Poll until `ready` gives something; these are other processes, so real time is all there is."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        answer = ready()
-        if answer:
-            return answer
-        time.sleep(0.05)
-    raise TimeoutError(f"{what} not within {seconds} s")
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(0.2)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 class OtelTap:
-    """oteltap, which prints every span it receives over HTTP as a line of JSON."""
+    """oteltap, which prints every span and metric it receives over HTTP as a line of JSON."""
 
     def __init__(self, output: Path) -> None:
         self.port = free_port()
@@ -69,30 +42,40 @@ class OtelTap:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def spans(self) -> list[dict[str, Any]]:
-        """What it has received so far, attributes as a plain dict."""
-        lines = [line for line in self._output.read_text().splitlines() if line.startswith("{")]
-        return [_plain(json.loads(line)) for line in lines]
+    @property
+    def size(self) -> int:
+        """How much it has printed; what comes later is read from there."""
+        return self._output.stat().st_size
+
+    def spans(self, since: int = 0) -> list[Read]:
+        """What it has received so far. It does not say from which service."""
+        return [one for one in self._read(since) if isinstance(one, Read)]
+
+    def points(self, since: int = 0) -> list[Point]:
+        return [point for one in self._read(since) if not isinstance(one, Read) for point in one]
+
+    def _read(self, since: int) -> list[Read | list[Point]]:
+        whole, _, _ = self._output.read_bytes()[since:].rpartition(b"\n")
+        return [read_line(line) for line in whole.decode().splitlines() if line.startswith("{")]
 
 
 class Downstream:
-    """What a collector passes on: OTLP over HTTP, decoded with OpenTelemetry's own messages.
+    """What a collector passes on: OTLP over HTTP, decoded with OpenTelemetry's own messages, by service.
 
     (oteltap answers rotel's chunked requests with 400.)
     """
 
     def __init__(self) -> None:
-        received: list[dict[str, Any]] = []
+        self._spans: defaultdict[str, list[Read]] = defaultdict(list)
+        self._points: defaultdict[str, list[Point]] = defaultdict(list)
+        take = {"/v1/traces": self._take_spans, "/v1/metrics": self._take_metrics}
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
                 raw = _body(self)
-                request = ExportTraceServiceRequest.FromString(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
-                for resource in request.resource_spans:
-                    for scope in resource.scope_spans:
-                        received.extend(_plain(_json(span)) for span in scope.spans)
+                take[self.path](gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
                 self.send_response(200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -100,17 +83,35 @@ class Downstream:
             def log_message(self, format: str, *args: Any) -> None:
                 """Say nothing."""
 
-        self._received = received
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
-    def spans(self) -> list[dict[str, Any]]:
-        return list(self._received)
+    def _take_spans(self, raw: bytes) -> None:
+        for resource in ExportTraceServiceRequest.FromString(raw).resource_spans:
+            for scope in resource.scope_spans:
+                self._spans[_service(resource)].extend(map(read_span, scope.spans))
+
+    def _take_metrics(self, raw: bytes) -> None:
+        for resource in ExportMetricsServiceRequest.FromString(raw).resource_metrics:
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    self._points[_service(resource)].extend(read_metric(metric))
+
+    def spans(self, service: str) -> list[Read]:
+        """What it has received of a service so far."""
+        return list(self._spans[service])
+
+    def points(self, service: str) -> list[Point]:
+        return list(self._points[service])
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def _service(resource: Any) -> str:
+    return str(next(one.value.string_value for one in resource.resource.attributes if one.key == "service.name"))
 
 
 def _body(request: BaseHTTPRequestHandler) -> bytes:
@@ -122,17 +123,6 @@ def _body(request: BaseHTTPRequestHandler) -> bytes:
         request.rfile.readline()
     request.rfile.readline()
     return b"".join(chunks)
-
-
-def _json(span: Any) -> dict[str, Any]:
-    told: dict[str, Any] = MessageToDict(span)
-    return told | {
-        "traceId": span.trace_id.hex(),
-        "spanId": span.span_id.hex(),
-        "parentSpanId": span.parent_span_id.hex(),
-        "kind": span.kind,
-        "status": {"code": span.status.code},
-    }
 
 
 class Rotel:
@@ -168,41 +158,28 @@ def _cannot_be_had(why: str) -> None:
     pytest.skip(why)
 
 
-@pytest.fixture
-def oteltap(tmp_path: Path) -> Iterator[OtelTap]:
-    tap = OtelTap(tmp_path / "oteltap.jsonl")
+@pytest.fixture(scope="module")
+def oteltap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OtelTap]:
+    tap = OtelTap(tmp_path_factory.mktemp("oteltap") / "oteltap.jsonl")
     yield tap
-    _stop(tap.process)
+    stop(tap.process)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def downstream() -> Iterator[Downstream]:
     taker = Downstream()
     yield taker
     taker.close()
 
 
-@pytest.fixture
-def rotel(downstream: Downstream, tmp_path: Path) -> Iterator[Rotel]:
-    collector = Rotel(downstream.endpoint, tmp_path / "rotel.log")
+@pytest.fixture(scope="module")
+def rotel(downstream: Downstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rotel]:
+    collector = Rotel(downstream.endpoint, tmp_path_factory.mktemp("rotel") / "rotel.log")
     yield collector
-    _stop(collector.process)
+    stop(collector.process)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End it as a shell would, and wait until it is gone."""
     process.terminate()
     process.wait(timeout=20)
-
-
-def _plain(span: dict[str, Any]) -> dict[str, Any]:
-    def value(raw: dict[str, Any]) -> Any:
-        kind, content = next(iter(raw.items()))
-        if kind == "arrayValue":
-            return [value(one) for one in content.get("values", [])]
-        return int(content) if kind == "intValue" else content
-
-    def attributes(holder: dict[str, Any]) -> dict[str, Any]:
-        return {one["key"]: value(one["value"]) for one in holder.get("attributes", [])}
-
-    events = [{"name": event["name"], **attributes(event)} for event in span.get("events", [])]
-    return {**span, "attributes": attributes(span), "events": events}

@@ -13,37 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import pytest
 
+from ..waiting import free_port, wait_for
+
 REQUIRED = "RUNCAP_REQUIRE_RECEIVERS"
-
-
-def free_port() -> int:
-    """A port nobody listens on, and whose cluster bus port is free as well."""
-    while True:
-        with socket.socket() as probe, socket.socket() as bus:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            if port > 50_000:
-                continue
-            try:
-                bus.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-            return port
-
-
-def wait_for(ready: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
-    """Poll until `ready` gives something; these are other processes, so real time is all there is."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        answer = ready()
-        if answer:
-            return answer
-        time.sleep(0.01)
-    raise TimeoutError(f"{what} not within {seconds} s")
 
 
 def server_binary() -> str:
@@ -61,7 +37,7 @@ class RedisServer:
     def __init__(self, **settings: object) -> None:
         self._binary = server_binary()
         self.folder = Path(tempfile.mkdtemp(prefix="runcap-redis-"))
-        self.port = free_port()
+        self.port = free_port(also_above=10_000)  # its cluster bus is there
         self._settings = {"port": self.port, "bind": "127.0.0.1", "save": '""', "appendonly": "no"} | settings
         self._process: subprocess.Popen[bytes] | None = None
         self.start()

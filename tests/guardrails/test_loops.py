@@ -336,7 +336,7 @@ def test_the_log_has_a_line_a_loop() -> None:
         def flush(self) -> None: ...
 
     stream: Any = Stream()
-    guard = Guard(Budget(steps=9), loops=LoopPolicy(warn=2), sinks=(LogSink(stream=stream),))
+    guard = Guard(Budget(steps=9), loops=LoopPolicy(warn=2), sinks=(LogSink(stream=stream, format="logfmt"),))
     with guard.run() as run:
         for name in ("a", "b", "a", "b"):
             guard.saw_tool_call(run, name, 987654)

@@ -14,9 +14,10 @@ from runcap.guardrails.amounts import ZERO, Amounts
 from runcap.guardrails.ledger import Grant, LedgerError, Refusal
 from runcap.guardrails.ledger.redis import RedisLedger
 
+from ..waiting import wait_for
 from .lasting_contract import ABOUT, outcome
 from .ledger_contract import account, offer
-from .redis_server import Proxy, RedisServer, Way, redis_server, wait_for
+from .redis_server import Proxy, RedisServer, Way, redis_server
 from .test_redis_ledger import make, namespace, raw, shared
 
 __all__ = ["make", "raw", "redis_server", "shared"]

@@ -19,9 +19,10 @@ from runcap.guardrails.amounts import ZERO, Amounts, Caps
 from runcap.guardrails.ledger import Account, Grant, LedgerError, Refusal
 from runcap.guardrails.ledger.redis import RedisLedger
 
+from ..waiting import free_port, wait_for
 from .lasting_contract import ABOUT, outcome
 from .ledger_contract import account, offer
-from .redis_server import REQUIRED, RedisServer, free_port, redis_server, wait_for
+from .redis_server import REQUIRED, RedisServer, redis_server
 from .test_redis_ledger import Make, make, namespace, raw, shared
 
 __all__ = ["make", "raw", "redis_server", "shared"]

@@ -18,7 +18,7 @@ from runcap.guardrails.money import to_usd
 from runcap.guardrails.testing import ScriptedProvider
 from runcap.integrations.langchain import BudgetMiddleware
 
-from ..guardrails.redis_server import wait_for
+from ..waiting import wait_for
 from .conftest import LOOK_UP, USER, Caller, Serve, looping, openai
 
 THREAD: Any = {"configurable": {"thread_id": "1"}, "metadata": {"runcap": {"user": "ada"}}}

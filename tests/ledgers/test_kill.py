@@ -17,7 +17,7 @@ from runcap.guardrails.amounts import ZERO, Amounts
 from runcap.guardrails.ledger import Balance, UsageRecord
 
 from ..effort import examples
-from ..guardrails.redis_server import wait_for
+from ..waiting import wait_for
 from .doomed import DEEDS, NEVER, Deed, Mark, boundaries
 from .spec import AnyLedger, Spec, start
 from .worker import SHARED, kills, sleeper

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from .events import Event, Sink
-from .sinks import Content, Surrounds, TakesContent
+from .sinks import Content, Surrounds, TakesContent, Traces
 
 _log = logging.getLogger("runcap")
 
@@ -24,6 +24,7 @@ class Dispatcher:
     def __init__(self, sinks: Sequence[Sink] | None) -> None:
         self._sinks: tuple[Sink, ...] | None = None
         self._around: tuple[Surrounds, ...] = ()
+        self._traces: tuple[Traces, ...] = ()
         self._content: tuple[TakesContent, ...] = ()
         self.take_content = False
         """Somebody asks for content: have it told by `tell`."""
@@ -67,6 +68,18 @@ class Dispatcher:
         """What is to be entered around a tool call."""
         return _NOTHING if not self._around else _Around(self, [one.around_tool for one in self._around], tool_call_id)
 
+    def trace_of(self, run_id: str) -> str | None:
+        """Where a run is traced, as the first sink says that knows."""
+        for sink in self._traces:
+            try:
+                trace = sink.trace_of(run_id)
+            except Exception as error:  # noqa: BLE001 - as for events
+                self.failed(sink, error)
+            else:
+                if trace is not None:
+                    return trace
+        return None
+
     def failed(self, sink: object, error: Exception) -> None:
         """A sink is foreign code: what it raises is said once, and no more."""
         key = (id(sink), type(error).__name__)
@@ -78,6 +91,7 @@ class Dispatcher:
         self._sinks = tuple(sinks)
         every: tuple[object, ...] = self._sinks
         self._around = tuple(sink for sink in every if isinstance(sink, Surrounds))
+        self._traces = tuple(sink for sink in every if isinstance(sink, Traces))
         self._content = tuple(sink for sink in every if isinstance(sink, TakesContent) and sink.takes_content)
         self.take_content = bool(self._content)
 

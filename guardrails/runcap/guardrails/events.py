@@ -207,6 +207,19 @@ class RunPaused(NamedTuple):
     details: RefusalDetails
 
 
+class RunWentOn(NamedTuple):
+    """A run that paused in another process goes on here: what began as the run `instead_of`, this node, is its own.
+
+    `trace` says where it was traced before, as `sinks.Traces` told it there.
+    """
+
+    time_ns: int
+    run: RunInfo
+    node_id: str
+    instead_of: str
+    trace: str | None = None
+
+
 class CallRefused(NamedTuple):
     """A model or tool call was refused before it was made; `kind` is the error's name."""
 
@@ -279,6 +292,7 @@ Event = (
     | TierSwitched
     | PrefixBroken
     | RunPaused
+    | RunWentOn
     | ToolStarted
     | ToolEnded
     | AgentStarted

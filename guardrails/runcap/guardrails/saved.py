@@ -21,6 +21,8 @@ class SavedRun(NamedTuple):
     top_ups: Mapping[str, Amounts]
     keeper: str = ""
     """Whose record it is: the guard it ran under."""
+    trace: str | None = None
+    """Where it was traced, as a sink says it; see `sinks.Traces`."""
 
     @classmethod
     def of(cls, run: Run, keeper: str = "") -> SavedRun:

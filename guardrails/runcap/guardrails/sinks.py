@@ -1,4 +1,4 @@
-"""What a sink may do beside being told what happened: be around a call or a tool, and take content."""
+"""What a sink may do beside being told what happened: be around a call or a tool, take content, name a trace."""
 
 from __future__ import annotations
 
@@ -43,4 +43,13 @@ class Surrounds(Protocol):
 
     def around_tool(self, tool_call_id: str) -> AbstractContextManager[object]:
         """Around a tool call, from before its start is told."""
+        ...
+
+
+@runtime_checkable
+class Traces(Protocol):
+    """A sink that knows where a run is traced, in a form that another process can link to."""
+
+    def trace_of(self, run_id: str) -> str | None:
+        """A W3C `traceparent` of the run's outermost agent; None where it has none."""
         ...

@@ -1,80 +1,80 @@
-"""Where spans go: an OTLP endpoint such as Jaeger, Honeycomb or a collector."""
+"""Where telemetry goes: an OTLP endpoint such as Jaeger, Honeycomb or a collector."""
 
 from __future__ import annotations
 
-import os
+import threading
 from collections.abc import Mapping
-from typing import Literal
-from urllib.parse import urlsplit
 
+from opentelemetry import metrics as metrics_api
 from opentelemetry import trace
-from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.metrics._internal import _ProxyMeterProvider  # what stands there while none is set
 
-Protocol = Literal["grpc", "http/protobuf"]
+from .otlp_settings import Preset, Protocol, settings_of
+from .otlp_telemetry import Telemetry
+
+__all__ = ["Preset", "Protocol", "Telemetry", "setup_otlp"]
+
+_SETTING = threading.Lock()
 
 
 def setup_otlp(
     endpoint: str | None = None,
     *,
+    preset: Preset | None = None,
     protocol: Protocol | None = None,
     headers: Mapping[str, str] | None = None,
+    api_key: str | None = None,
     service_name: str | None = None,
+    metrics: bool | None = None,
     set_global: bool = True,
-) -> TracerProvider:
-    """Send spans to an OTLP endpoint, in batches from a background thread.
+) -> Telemetry:
+    """Send spans and metrics to an OTLP endpoint, from background threads the agent never waits for.
 
-    What is not given comes from the standard `OTEL_EXPORTER_OTLP_*` and `OTEL_SERVICE_NAME` variables.
+    What is not given comes from the preset, then from the standard variables: `OTEL_EXPORTER_OTLP_*` with their
+    `_TRACES_` and `_METRICS_` forms (a timeout is in seconds), `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`,
+    `OTEL_BSP_*`, `OTEL_METRIC_EXPORT_INTERVAL`; `OTEL_TRACES_EXPORTER=none`, `OTEL_METRICS_EXPORTER=none` and
+    `OTEL_SDK_DISABLED=true` turn off. An endpoint that is down is said once, on the logger "runcap".
 
     Args:
         endpoint: base URL, e.g. `http://localhost:4317` (gRPC) or `https://api.honeycomb.io` (HTTP).
+        preset: `"jaeger"` (gRPC to localhost, traces only), `"honeycomb"`, `"honeycomb-eu"`.
         protocol: `"grpc"` (the default) or `"http/protobuf"`.
-        headers: e.g. `{"x-honeycomb-team": key}`.
-        service_name: the service, Honeycomb's dataset.
-        set_global: make it the global tracer provider.
+        headers: sent with each export, beside those of the variables.
+        api_key: Honeycomb's, else `HONEYCOMB_API_KEY` or the header `x-honeycomb-team` is taken.
+        service_name: the service, Honeycomb's dataset (metrics go to `{service_name}-metrics`, unless a header
+            `x-honeycomb-dataset` is given).
+        metrics: send metrics too; on unless the preset or `OTEL_METRICS_EXPORTER` says no.
+        set_global: make the providers the global ones.
 
     Returns:
-        The tracer provider; it flushes at exit, `shutdown()` does so earlier.
+        The providers, with `flush` and `shutdown`. It shuts down by itself as the process ends, within 1.5 s.
 
     Raises:
-        ValueError: an unknown protocol, or an endpoint that is no http(s) URL.
-        RuntimeError: a global tracer provider is set already; add a span processor to it, or pass
-            `set_global=False` and hand the result to `OTelSink(tracer_provider=...)`.
+        ValueError: what cannot be, in an argument or a variable; headers and keys are never shown.
+        RuntimeError: a global provider is set already. Nothing is set up then.
     """
-    chosen = protocol or _told("TRACES_PROTOCOL") or _told("PROTOCOL") or "grpc"
-    if chosen not in ("grpc", "http/protobuf"):
-        raise ValueError(f'protocol must be "grpc" or "http/protobuf", got {chosen!r}')
-    if endpoint is not None and not _is_url(endpoint):
-        raise ValueError(f"endpoint must be an http:// or https:// URL such as http://localhost:4317, got {endpoint!r}")
-    if set_global and isinstance(trace.get_tracer_provider(), TracerProvider):
-        raise RuntimeError(
-            "a global tracer provider is set already and is not replaced: add a BatchSpanProcessor to it, or use "
-            "OTelSink(tracer_provider=setup_otlp(..., set_global=False))"
+    settings = settings_of(endpoint, preset, protocol, headers, api_key, service_name, metrics)
+    if not set_global:
+        return Telemetry(settings)
+    with _SETTING:
+        _refuse_if_set(with_metrics=settings.metrics is not None)
+        telemetry = Telemetry(settings)
+        trace.set_tracer_provider(telemetry.tracer_provider)
+        if telemetry.meter_provider is not None:
+            metrics_api.set_meter_provider(telemetry.meter_provider)
+    return telemetry
+
+
+def _refuse_if_set(*, with_metrics: bool) -> None:
+    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        raise RuntimeError(  # noqa: TRY004 - no type of an argument
+            "a global tracer provider is set already and is not replaced: OTelSink() uses that one as it is; for one "
+            "of its own, telemetry = setup_otlp(..., set_global=False) and OTelSink(telemetry.tracer_provider, "
+            "telemetry.meter_provider)"
         )
-    resource = Resource.create({SERVICE_NAME: service_name} if service_name else {})
-    provider = TracerProvider(resource=resource)
-    provider.add_span_processor(BatchSpanProcessor(_exporter(chosen, endpoint, dict(headers or {}) or None)))
-    if set_global:
-        trace.set_tracer_provider(provider)
-    return provider
-
-
-def _told(name: str) -> str | None:
-    return os.environ.get(f"OTEL_EXPORTER_OTLP_{name}")
-
-
-def _is_url(endpoint: object) -> bool:
-    parts = urlsplit(endpoint) if isinstance(endpoint, str) else None
-    return parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
-
-
-def _exporter(protocol: str, endpoint: str | None, headers: dict[str, str] | None) -> SpanExporter:
-    if protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as Grpc
-
-        return Grpc(endpoint=endpoint, headers=headers)
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as Http
-
-    # An endpoint given in code is taken verbatim by the exporter, so the signal's path is ours to add.
-    return Http(endpoint=None if endpoint is None else f"{endpoint.rstrip('/')}/v1/traces", headers=headers)
+    if with_metrics and not isinstance(metrics_api.get_meter_provider(), _ProxyMeterProvider):
+        raise RuntimeError(
+            "a global meter provider is set already and is not replaced: pass metrics=False, and OTelSink() uses that "
+            "one as it is; for one of its own, telemetry = setup_otlp(..., set_global=False) and "
+            "OTelSink(telemetry.tracer_provider, telemetry.meter_provider)"
+        )

@@ -17,18 +17,11 @@ from runcap.guardrails import forks
 from runcap.guardrails.events import (
     AgentEnded,
     AgentStarted,
-    BudgetWarned,
     CallEnded,
-    CallReconciled,
     CallRefused,
     CallStarted,
     Event,
-    LoopWarned,
-    PrefixBroken,
-    RunPaused,
-    RunStopped,
-    RunToppedUp,
-    TierSwitched,
+    RunWentOn,
     ToolEnded,
     ToolStarted,
 )
@@ -40,15 +33,9 @@ from .attributes import (
     Value,
     moments,
     of_balance,
-    of_break,
     of_call,
-    of_late_usage,
-    of_loop,
-    of_refusal,
     of_request,
     of_run,
-    of_switch,
-    of_warning,
 )
 from .beside import Beside, Setting
 from .content import DEFAULT_LIMIT, ContentMode, Contents, Redact
@@ -56,6 +43,8 @@ from .current import Inside, Place, context_below, entered, inside_tool
 from .joint import Joint, here, known_context
 from .live import Call, Live, of_totals
 from .metrics import Meters
+from .notices import notice_of
+from .traceparent import parse, say
 
 _FAILED = frozenset({"refused", "error"})
 _GIVEN_UP = ("CancelledError", "GeneratorExit")
@@ -196,28 +185,24 @@ class OTelSink:
                 pass
         self._meters(event, agent_name, standard=self._beside.gives_standard_metrics(provider))
 
+    def trace_of(self, run_id: str) -> str | None:
+        """The `traceparent` of the run's outermost agent; None where it has none under way."""
+        root = self._live.get(self._roots.get(run_id, ""))
+        return None if root is None else say(root.span.get_span_context())
+
     def _add_event(self, event: Event) -> None:
         """What is no span of its own stands on one as a span event."""
+        notice = notice_of(event)
+        if notice is not None:
+            node_id = self._roots.get(event.run.id) if notice.of_run else getattr(event, "parent_id", None)
+            live = self._live.get(node_id or "")
+            span = live.span if live is not None else self._beside.here()
+            span.add_event(notice.name, notice.attributes, event.time_ns)
         match event:
             case CallRefused():
-                self._note(event.parent_id, event, sc.EVENT_REFUSED, of_refusal(event))
                 self._beside.refused(event.call_id, event.kind)
-            case TierSwitched():
-                self._note(event.parent_id, event, sc.EVENT_TIER, of_switch(event))
-            case PrefixBroken():
-                self._note(event.parent_id, event, sc.EVENT_PREFIX, of_break(event))
-            case RunPaused():
-                self._note(event.parent_id, event, sc.EVENT_PAUSED, of_refusal(event))
-            case LoopWarned():
-                self._note(event.parent_id, event, sc.EVENT_LOOP, of_loop(event))
-            case BudgetWarned():
-                self._note(self._roots.get(event.run.id), event, sc.EVENT_WARNED, of_warning(event))
-            case RunStopped():
-                self._note(self._roots.get(event.run.id), event, sc.EVENT_STOPPED, {sc.STOPPED: event.reason})
-            case RunToppedUp():
-                self._note(self._roots.get(event.run.id), event, sc.EVENT_TOPPED_UP, of_balance(event.balance))
-            case CallReconciled():
-                self._note(self._roots.get(event.run.id), event, sc.EVENT_RECONCILED, of_late_usage(event))
+            case RunWentOn():
+                self._went_on(event)
             case _:
                 pass
 
@@ -287,6 +272,19 @@ class OTelSink:
         self._open(event, f"{sc.OPERATION_AGENT} {event.name}", attributes, event.name, links)
         self._roots.setdefault(event.run.id, event.node_id)
 
+    def _went_on(self, event: RunWentOn) -> None:
+        live = self._live.get(event.node_id)
+        if live is None:
+            return
+        live.run_id = event.run.id
+        live.span.set_attribute(sc.RUN_ID, event.run.id)
+        if self._roots.get(event.instead_of) == event.node_id:
+            del self._roots[event.instead_of]
+            self._roots.setdefault(event.run.id, event.node_id)
+            before = parse(event.trace)
+            if before is not None:
+                live.span.add_link(before, {sc.LINK: sc.LINK_RESUMED})
+
     def _tool_started(self, event: ToolStarted) -> None:
         parent = self._live.get(event.parent_id or "")
         agent_name = parent.agent_name if parent is not None else self._agent_name
@@ -348,11 +346,6 @@ class OTelSink:
             context = known_context(live.span)
             if context is not None:
                 self._interrupted.put((event.run.conversation_id, live.agent_name), context)
-
-    def _note(self, node_id: str | None, event: Event, name: str, attributes: dict[str, Value]) -> None:
-        live = self._live.get(node_id or "")
-        span = live.span if live is not None else self._beside.here()
-        span.add_event(name, attributes, event.time_ns)
 
     def _forget_parents(self) -> None:
         """In a forked child: what the parent process began, it ends; ended here too, it would be exported twice."""

@@ -96,8 +96,8 @@ def resumed_from() -> tuple[Any, dict[str, Any]] | None:
     return saver, {"configurable": {"thread_id": thread, "checkpoint_ns": namespace}}
 
 
-def record_of(run: Run, keeper: str) -> dict[str, Any]:
-    """A run as it is kept in a checkpoint: plain numbers, no content. `keeper` names the guard."""
+def record_of(run: Run, keeper: str, trace: str | None = None) -> dict[str, Any]:
+    """A run as it is kept in a checkpoint: plain numbers, no content. `keeper` names the guard, `trace` its trace."""
     saved = SavedRun.of(run)
     return {
         "keeper": keeper,
@@ -105,6 +105,7 @@ def record_of(run: Run, keeper: str) -> dict[str, Any]:
         "spent": dict(zip(UNITS, saved.spent, strict=True)),
         "unknown": dict(zip(UNITS, saved.unknown, strict=True)),
         "top_ups": {key: dict(zip(UNITS, extra, strict=True)) for key, extra in saved.top_ups.items()},
+        "trace": trace,
     }
 
 
@@ -123,6 +124,7 @@ def read_record(record: Any) -> SavedRun | None:
             _amounts(record["unknown"]),
             {str(key): _amounts(extra) for key, extra in record["top_ups"].items()},
             str(record.get("keeper") or ""),
+            str(record["trace"]) if record.get("trace") else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(

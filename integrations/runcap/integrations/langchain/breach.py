@@ -98,7 +98,7 @@ class Breach:
         capped = _capped(place.run, refused) or place.run
         wrong: str | None = None
         while True:
-            record = asking.record_of(capped, keeper)
+            record = asking.record_of(capped, keeper, self._guard.sinks.trace_of(capped.id))
             answer = self._interrupt(place, capped, refused, asking.question(refused, record, wrong))
             number += 1
             try:

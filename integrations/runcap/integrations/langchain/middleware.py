@@ -198,7 +198,8 @@ class _Asking(BudgetMiddleware):
 
     def before_model(self, state: Any, runtime: Any) -> dict[str, Any]:
         """Keep what the run has cost."""
-        return {STATE: record_of(self._where()[0].capped, self._steering.keeper)}
+        run = self._where()[0].capped
+        return {STATE: record_of(run, self._steering.keeper, self.guard.sinks.trace_of(run.id))}
 
     async def abefore_model(self, state: Any, runtime: Any) -> dict[str, Any]:
         """See `before_model`."""

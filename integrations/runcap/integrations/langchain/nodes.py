@@ -10,7 +10,7 @@ from uuid import UUID
 from weakref import ref
 
 from runcap.guardrails.errors import Refused
-from runcap.guardrails.events import AgentEnded, AgentStarted, Outcome, ToolEnded, ToolStarted
+from runcap.guardrails.events import AgentEnded, AgentStarted, Outcome, RunWentOn, ToolEnded, ToolStarted
 from runcap.guardrails.guard import Guard
 from runcap.guardrails.run import Run
 from runcap.guardrails.saved import SavedRun, carry_over, catch_up
@@ -121,10 +121,14 @@ class Nodes:
                 return owner.run  # parallel branches are resumed at once
             run = self._guard.open_run(tags=blank.tags, conversation_id=blank.info.conversation_id, saved=saved)
             run.account.before_next(partial(carry_over, saved, blank, self._guard.ledger))
-            for node in (owner, *below(owner)):
-                if node.run is blank:
-                    node.run = run
+            moved = [node for node in (owner, *below(owner)) if node.run is blank]
+            for node in moved:
+                node.run = run
             self.last_run = blank.went_on_as = run
+        now = self._guard.clock.time_ns()
+        for node in moved:
+            if node.kind != "chain":
+                self._guard.emit(RunWentOn(now, run.info, node.id, blank.id, saved.trace))
         blank.end()
         return run
 
