@@ -35,7 +35,7 @@ class Loops(Watch):
     def __init__(self, policy: LoopPolicy, *, middleware: bool = True, **budget: Any) -> None:
         super().__init__(**(budget or {"steps": 50}))
         self.log = io.StringIO()
-        sinks = (self.sink, self.recorder, LogSink(stream=self.log))
+        sinks = (self.sink, self.recorder, LogSink(stream=self.log, format="logfmt"))
         self.guard = Guard(self.guard.budget, loops=policy, sinks=sinks)
         self.handler = BudgetCallbackHandler(self.guard)
         self.middleware = BudgetMiddleware(self.guard) if middleware else None

@@ -1,7 +1,10 @@
-"""Where events go: spans, logs."""
+"""Where events go: spans, logs, the terminal, files, whoever is to be told."""
 
+from .alerts import Alert, AlertSink
+from .console import ConsoleSink
+from .jsonl import JSONLSink
 from .log import LogSink
 from .otel.setup import setup_otlp
 from .otel.sink import OTelSink
 
-__all__ = ["LogSink", "OTelSink", "setup_otlp"]
+__all__ = ["Alert", "AlertSink", "ConsoleSink", "JSONLSink", "LogSink", "OTelSink", "setup_otlp"]
