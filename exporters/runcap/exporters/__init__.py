@@ -4,7 +4,7 @@ from .alerts import Alert, AlertSink
 from .console import ConsoleSink
 from .jsonl import JSONLSink
 from .log import LogSink
-from .otel.setup import setup_otlp
+from .otel.setup import Telemetry, setup_otlp
 from .otel.sink import OTelSink
 
-__all__ = ["Alert", "AlertSink", "ConsoleSink", "JSONLSink", "LogSink", "OTelSink", "setup_otlp"]
+__all__ = ["Alert", "AlertSink", "ConsoleSink", "JSONLSink", "LogSink", "OTelSink", "Telemetry", "setup_otlp"]

@@ -90,7 +90,8 @@ class Beside:
         """
         if self._joins():
             others = self._find()
-            joint = self._join(others, attributes, (node_id, native_id))
+            nobody = not others and self._setting == "auto"
+            joint = None if nobody else self._join(others, attributes, (node_id, native_id))
             if joint is not None:
                 joint.start(tracer, name, context=context, kind=kind, start_time=start_time, links=links or ())
                 return joint
@@ -192,7 +193,10 @@ class Beside:
         return self._tracer_provider or trace.get_tracer_provider()
 
     def _find(self) -> tuple[Other, ...]:
-        seen, provider = at_work(), self._provider()
+        seen = at_work()
+        if not seen and not self._seen:
+            return ()
+        provider = self._provider()
         if seen != self._seen or provider is not self._checked_for:
             self._others = tuple(other for other in seen if not goes_elsewhere(other.tracer, provider))
             self._seen, self._checked_for = seen, provider

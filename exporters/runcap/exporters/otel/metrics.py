@@ -75,12 +75,15 @@ class Meters:
         """Take one event.
 
         Args:
-            event: what happened.
+            event: what happened; one that it `wants`.
             agent_name: the agent that a call or a tool belongs to.
             standard: False leaves out `gen_ai.*` but cost, where another instrumentation records them already.
         """
-        if type(event) in _RECORDED:
-            self._recorder.backlog.put(_Waiting(event, agent_name, standard, self._tags))
+        self._recorder.backlog.put(_Waiting(event, agent_name, standard, self._tags))
+
+    def wants(self, event: Event) -> bool:
+        """It is recorded: metrics tell of such events, and there is a provider."""
+        return type(event) in _RECORDED and not self._recorder.is_idle()
 
 
 class _Waiting(NamedTuple):
@@ -113,6 +116,10 @@ class _Recorder:
         # One of its own for each recorder: the SDK keeps only the first callback of instruments of the same name.
         meter.create_observable_gauge(f"runcap.metrics.collected.{next(_numbers)}", [self._collect])
 
+    def is_idle(self) -> bool:
+        """No provider has been set yet."""
+        return self._stand_in is not None and metrics.get_meter_provider() is self._stand_in
+
     def forget(self) -> None:
         """After a fork: what is under way is the parent's."""
         self.backlog.forget()
@@ -126,7 +133,7 @@ class _Recorder:
         return ()
 
     def _record(self, waiting: _Waiting) -> None:
-        if self._stand_in is not None and metrics.get_meter_provider() is self._stand_in:
+        if self.is_idle():
             return
         event, agent_name, standard, names = waiting
         tags: Tags = ()

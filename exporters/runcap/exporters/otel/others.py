@@ -16,6 +16,7 @@ from opentelemetry.trace import Span
 from . import semconv as sc
 
 _BASE = "opentelemetry.instrumentation.instrumentor"
+_LANGSMITHS = "langsmith._internal.otel._otel_exporter"
 _CLIENTS = re.compile(
     r"^(?:opentelemetry|openinference)\.instrumentation\.(?:genai\.)?"
     r"(openai|openai_v2|anthropic|bedrock|google_genai|google_generativeai|vertexai|mistralai|groq)$"
@@ -64,7 +65,7 @@ class Other:
 def at_work() -> tuple[Other, ...]:
     """Those that are instrumenting now, in whatever order they and runcap were set up."""
     base = getattr(sys.modules.get(_BASE), "BaseInstrumentor", None)
-    if base is None and "langsmith" not in sys.modules:
+    if base is None and _LANGSMITHS not in sys.modules:
         return ()
     found: list[Other] = []
     for instrumentor in _instrumentors(base) if base is not None else ():
@@ -197,6 +198,6 @@ _LANGCHAINS: Mapping[str, Callable[[str, Any], Other]] = {
 
 def _langsmith_exports() -> bool:
     """LangSmith makes OpenTelemetry spans of what it traces, after the fact."""
-    return "langsmith._internal.otel._otel_exporter" in sys.modules and any(
+    return _LANGSMITHS in sys.modules and any(
         os.environ.get(name, "").lower() == "true" for name in ("LANGSMITH_TRACING", "LANGCHAIN_TRACING_V2")
     )

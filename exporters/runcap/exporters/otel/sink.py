@@ -113,6 +113,7 @@ class OTelSink:
         self._roots: dict[str, str] = {}
         self._interrupted: Recent[tuple[str, str], SpanContext] = Recent(_PAUSED)
         self._ended: Recent[str, Span] = Recent(_JUST_ENDED)
+        self._is_asked = False
         self._lock = forks.rlock()
         _every.add(self)
 
@@ -123,7 +124,8 @@ class OTelSink:
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
-        self._measure(event)
+        if self._meters.wants(event):
+            self._measure(event)
         match event:
             case CallStarted():
                 self._call_started(event)
@@ -161,6 +163,7 @@ class OTelSink:
 
     def ids_of(self, event: Event) -> tuple[int, int] | None:
         """The ids of the trace and of the span an event belongs to; None where there is none, or it is not kept."""
+        self._is_asked = True
         call_id = getattr(event, "call_id", "")
         call = self._calls.get(call_id)
         if call is not None and call.span is not None:
@@ -239,7 +242,8 @@ class OTelSink:
         if event.error_type is not None and event.error_type not in _GIVEN_UP:
             span.set_status(Status(StatusCode.ERROR, event.error_type))
         span.end(event.time_ns)
-        self._ended.put(event.call_id, span)
+        if self._is_asked:
+            self._ended.put(event.call_id, span)
         if event.parent_id is not None:
             self._roll_up(event, event.parent_id)
 
