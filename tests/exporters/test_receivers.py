@@ -171,6 +171,9 @@ def test_ask_for_more(play: Play) -> None:
         assert outcomes == ["interrupted", "interrupted", "completed"]
         assert [names(root).count("runcap.run.paused") for root in told.spans.roots] == [1, 1, 0]
         assert [names(root).count("runcap.run.topped_up") for root in told.spans.roots] == [0, 1, 1]
+        first, second, third = told.spans.roots
+        assert [root.links for root in told.spans.roots] == [(), (first.id,), (second.id,)]
+        assert third.trace_id not in (first.trace_id, second.trace_id)
 
 
 def tickets_in(printed: str) -> int:

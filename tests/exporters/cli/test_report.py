@@ -246,7 +246,7 @@ def test_table(place: Place, clock: ManualClock, command: Command) -> None:
     assert ["odd", "1", "0", "0", "-", "-", "-"] in cells  # no verdict, no price: neither a zero nor an infinity
     assert ["total", "5", "3", "2", "66.7", "%", ">=$0.021750", ">=$0.010875"] in cells
     assert ["refusals", "BudgetExceeded", "run", "usd", "2", "1"] in cells
-    assert "2 attempts have no verdict; their cost counts, and the rate leaves them out." in lines
+    assert "2 attempts have no verdict: what was spent counts, and the rate leaves it out." in lines
     assert any(story.chat in line for line in lines)
     assert "ledger.resolve(" in done.stdout
     assert "$0.009000   may have been billed; not in what was spent" in done.stdout

@@ -130,7 +130,7 @@ def _success(report: Report, screen: Screen) -> None:
         left = sum(one.spend.nano for _, one in rows[len(shown) :])
         _rest(len(rows) - len(shown), left, name, screen, usd)
     silent = plural(success.unjudged, "attempt has", "attempts have")
-    said = f"{silent} no verdict; their cost counts, and the rate leaves them out."
+    said = f"{silent} no verdict: what was spent counts, and the rate leaves it out."
     screen.line(said if success.unjudged else "Every attempt has a verdict.", "dim")
     if success.spend.unknown_nano:
         screen.line(f"{usd(success.spend.unknown_nano)} that may have been billed is not in it.", "dim")

@@ -75,11 +75,12 @@ class Meters:
         """Take one event.
 
         Args:
-            event: what happened; one that it `wants`.
+            event: what happened; what is in no metric is passed over.
             agent_name: the agent that a call or a tool belongs to.
             standard: False leaves out `gen_ai.*` but cost, where another instrumentation records them already.
         """
-        self._recorder.backlog.put(_Waiting(event, agent_name, standard, self._tags))
+        if type(event) in _RECORDED:
+            self._recorder.backlog.put(_Waiting(event, agent_name, standard, self._tags))
 
     def wants(self, event: Event) -> bool:
         """It is recorded: metrics tell of such events, and there is a provider."""
