@@ -272,3 +272,16 @@ def test_nothing_is_logged_of_content(caplog: pytest.LogCaptureFixture) -> None:
     contents.take(Content("c", "input", "secret " * 1_000))
     contents.pop_attributes("c")
     assert caplog.records == []
+
+
+def test_an_opentelemetry_without_log_events_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("runcap.exporters.otel.content._EVENTS", False)
+    with pytest.raises(ValueError, match="pip install -U opentelemetry-sdk"):
+        OTelSink(content="both")
+    for told, enabled in (("SPAN_AND_EVENT", True), ("EVENT_ONLY", False)):
+        caplog.clear()
+        monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", told)
+        assert OTelSink().takes_content is enabled
+        assert told in caplog.text

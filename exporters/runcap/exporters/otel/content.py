@@ -187,6 +187,8 @@ _TOOL_NAMES = frozenset(_NAMES[kind] for kind in _OF_TOOLS)
 def _check(mode: object, redact: object, limit: object) -> None:
     if mode is not None and mode not in get_args(ContentMode):
         raise ValueError(f'content must be "none", "span", "event", "both" or None, got {mode!r}')
+    if mode in _WITH_EVENTS and not _EVENTS:
+        raise ValueError(f'content={mode!r} {_TOO_OLD}, or content="span"')
     if redact is not None and not callable(redact):
         raise TypeError(f"redact must be a function of one Content, got {type(redact).__name__}")
     if inspect.iscoroutinefunction(redact):
@@ -203,8 +205,15 @@ def _told() -> ContentMode:
     mode = _TOLD.get(told.lower())
     if mode is None:
         _say_unknown(told)
+    if mode in _WITH_EVENTS and not _EVENTS:
+        _log.warning("runcap: %s=%s %s; no events are made", sc.CAPTURE, told, _TOO_OLD)
+        return "span" if mode == "both" else "none"
     return mode or "none"
 
+
+_WITH_EVENTS = ("event", "both")
+_EVENTS = hasattr(Logger, "enabled")
+_TOO_OLD = "needs a later OpenTelemetry, whose log records have an event name: pip install -U opentelemetry-sdk"
 
 _unknown: set[str] = set()
 
