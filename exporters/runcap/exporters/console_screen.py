@@ -27,7 +27,8 @@ class Screen:
         self._height = 0
         self._mid_line = False
         self._standing = forks.rlock()
-        self._stood_in: dict[str, Any] = {}
+        self._stood_in: dict[str, Polite] = {}
+        self._polite: dict[str, Polite] = {}
 
     @property
     def is_cleared(self) -> bool:
@@ -64,6 +65,8 @@ class Screen:
             stream.flush()
             if text:
                 self._mid_line = not text.endswith("\n")
+            if self._mid_line:
+                self.stand_in()  # it may have stood down since the program found the stream; to see the line's end
             return written
 
     def give_up(self) -> None:
@@ -85,8 +88,15 @@ class Screen:
             for name in ("stdout", "stderr"):
                 stream = getattr(sys, name)
                 if is_terminal(stream) and not isinstance(stream, Polite):
-                    self._stood_in[name] = Polite(stream, self)
+                    self._stood_in[name] = self._polite_of(name, stream)
                     setattr(sys, name, self._stood_in[name])
+
+    def _polite_of(self, name: str, stream: IO[str]) -> Polite:
+        known = self._polite.get(name)
+        if known is None or known.stream is not stream:
+            known = self._polite[name] = Polite(stream, self)
+            _kept.append(known)
+        return known
 
     def _stand_down(self) -> None:
         with self._standing:
@@ -94,6 +104,10 @@ class Screen:
                 if getattr(sys, name) is polite:
                     setattr(sys, name, polite.stream)
             self._stood_in.clear()
+
+
+_kept: list[Any] = []
+"""Never freed: CPython's `print`, on another thread, writes to the `sys.stdout` it found without holding on to it."""
 
 
 class Polite:

@@ -22,6 +22,8 @@ from runcap.guardrails.events import Event, RunInfo, RunStarted
 from runcap.guardrails.ledger import Balance
 from runcap.guardrails.money import to_usd
 
+from .writing import write_line
+
 SCHEMA = 1
 """The version of a line's shape. Keys may be added without another; none changes its meaning."""
 
@@ -79,13 +81,13 @@ class JSONLSink:
         Raises:
             OSError: it could not be written.
         """
-        line = _to_json(as_row(event)) + "\n"
+        line, stream = _to_json(as_row(event)), self._stream
+        if stream is not None:
+            write_line(stream, line)
+            return
         with self._lock:
             if self._file is not None:
-                self._append(self._file, line.encode("ascii"))
-            elif self._stream is not None:
-                self._stream.write(line)
-                self._stream.flush()
+                self._append(self._file, f"{line}\n".encode("ascii"))
 
     def close(self) -> None:
         """Close the file that it opened; a stream that it was given stays open."""

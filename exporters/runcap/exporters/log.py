@@ -14,6 +14,7 @@ from opentelemetry import trace
 from runcap.guardrails.events import Event
 
 from .log_fields import printable, told
+from .writing import write_line
 
 Format = Literal["auto", "console", "json", "logfmt"]
 """How a line looks: `"auto"` is `"console"` on a terminal and `"json"` elsewhere."""
@@ -89,6 +90,19 @@ class LogSink:
         return {"trace_id": trace.format_trace_id(ids[0]), "span_id": trace.format_span_id(ids[1])}
 
 
+class _Lines:
+    """Writes lines. structlog's own loggers have locks that a forked child, and a finalizer, may find shut for good."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def info(self, line: str) -> None:
+        """Write a line, whole."""
+        write_line(self._stream, line)
+
+    debug = warning = info
+
+
 def _key(name: str) -> str:
     """A tag's name as a key of a log line, which has no spaces, quotes, equals signs or control characters."""
     name = re.sub(r"[\s=\"]", "_", name)
@@ -113,7 +127,7 @@ def _default_logger(stream: TextIO, format: Format, level: int) -> structlog.typ
         _renderer(chosen, colours=tty and _takes_colours()),
     ]
     logger: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
-        structlog.PrintLogger(stream), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(level)
+        _Lines(stream), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(level)
     )
     return logger
 

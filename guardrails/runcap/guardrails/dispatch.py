@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeGuard
 
 from .events import Event, Sink
 from .sinks import Content, Surrounds, TakesContent, Traces
@@ -92,8 +92,15 @@ class Dispatcher:
         every: tuple[object, ...] = self._sinks
         self._around = tuple(sink for sink in every if isinstance(sink, Surrounds))
         self._traces = tuple(sink for sink in every if isinstance(sink, Traces))
-        self._content = tuple(sink for sink in every if isinstance(sink, TakesContent) and sink.takes_content)
+        self._content = tuple(sink for sink in every if self._asks(sink))
         self.take_content = bool(self._content)
+
+    def _asks(self, sink: object) -> TypeGuard[TakesContent]:
+        try:
+            return isinstance(sink, TakesContent) and bool(sink.takes_content)
+        except Exception as error:  # noqa: BLE001 - as for events
+            self.failed(sink, error)
+            return False
 
     def _deliver(self, event: Event) -> None:
         for sink in self._sinks or ():
@@ -126,6 +133,9 @@ class _Around:
                 context.__enter__()
             except Exception as error:  # noqa: BLE001 - as for events
                 self._dispatcher.failed(getattr(make, "__self__", make), error)
+            except BaseException as error:  # an interrupt: nobody else leaves what was entered
+                self.__exit__(type(error), error, error.__traceback__)
+                raise
             else:
                 self._entered.append(context)
 

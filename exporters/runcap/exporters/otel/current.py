@@ -7,6 +7,7 @@ another context than it was entered in: it is left alone there.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any
@@ -52,8 +53,9 @@ class Inside:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._tokens is not None and _here.get() is self._place:
-            detach(self._tokens[1])
-            _here.reset(self._tokens[0])
+            with suppress(ValueError):  # a coroutine that nobody awaits may be finished in a copy of its context
+                _here.reset(self._tokens[0])
+                detach(self._tokens[1])
         self._tokens = None
 
 
@@ -88,6 +90,8 @@ class _SpanOf(Span):
         return self._place.span or self._around
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("_place", "_around", "_span"):  # a copy that has nothing yet
+            raise AttributeError(name)
         return getattr(self._span, name)
 
     def get_span_context(self) -> SpanContext:

@@ -44,6 +44,7 @@ from .joint import Joint, here, known_context
 from .live import Call, Live, of_totals
 from .metrics import Meters
 from .notices import notice_of
+from .others import goes_elsewhere
 from .traceparent import parse, say
 
 _FAILED = frozenset({"refused", "error"})
@@ -61,8 +62,8 @@ class OTelSink:
 
     A `chat` span has the true times of its call, and ends with it, whatever becomes of the call; agents and tools are
     live spans. Where runcap runs the call or the tool itself (guarded models, `BudgetMiddleware`) its span is current
-    meanwhile. Cost stands on `chat` spans only; roll-ups and budget state are `runcap.*`. No content, unless it is
-    asked for.
+    meanwhile, unless the program traces to another provider. Cost stands on `chat` spans only; roll-ups and budget
+    state are `runcap.*`. No content, unless it is asked for.
 
     Args:
         tracer_provider: where spans go.
@@ -102,6 +103,7 @@ class OTelSink:
         if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
             raise TypeError(f'OTelSink.tags must be names of tags, e.g. ("task", "user"); got {tags!r}')
         self._tracer = trace.get_tracer("runcap", tracer_provider=tracer_provider)
+        self._own_provider = tracer_provider
         self._tags = frozenset(tags)
         self._agent_name = agent_name
         self._legacy = legacy_names
@@ -152,14 +154,19 @@ class OTelSink:
     def around_call(self, call_id: str) -> AbstractContextManager[object]:
         """Make the call's span current, for one `with` block."""
         call = self._calls.get(call_id)
-        if call is None:
+        if call is None or self._is_apart():
             return _NOWHERE
         span = call.span or self._begin(call)
         return Inside(Place(span), trace.set_span_in_context(here(span)))
 
     def around_tool(self, tool_call_id: str) -> AbstractContextManager[object]:
         """Make the tool's span current from its start on, for one `with` block."""
-        return inside_tool(tool_call_id)
+        return _NOWHERE if self._is_apart() else inside_tool(tool_call_id)
+
+    def _is_apart(self) -> bool:
+        """The program traces to another provider: what it traces would have a parent there that never arrives."""
+        own = self._own_provider
+        return own is not None and goes_elsewhere(trace.get_tracer_provider(), own)
 
     def ids_of(self, event: Event) -> tuple[int, int] | None:
         """The ids of the trace and of the span an event belongs to; None where there is none, or it is not kept."""
@@ -308,17 +315,18 @@ class OTelSink:
         agent_name: str,
         links: list[Link] | None = None,
     ) -> Span:
+        around = self._below(self._live.get(event.parent_id or ""))
         span = self._beside.start(
             self._tracer,
             name,
             event.node_id,
-            context=self._below(self._live.get(event.parent_id or "")),
+            context=around,
             kind=SpanKind.INTERNAL,
             attributes=attributes,
             links=links,
             start_time=event.time_ns,
         )
-        context = trace.set_span_in_context(span, Context())
+        context = trace.set_span_in_context(span, around)  # baggage and all
         self._live[event.node_id] = Live(span, context, event.parent_id, event.run.id, agent_name)
         return span
 
@@ -346,6 +354,10 @@ class OTelSink:
     def _agent_ended(self, event: AgentEnded, live: Live) -> None:
         if self._roots.get(live.run_id) == event.node_id:
             del self._roots[live.run_id]
+            beside = (node_id for node_id, other in tuple(self._live.items()) if other.run_id == live.run_id)
+            still = next(beside, None)
+            if still is not None:  # of agents side by side in one run, the next
+                self._roots.setdefault(live.run_id, still)
         if event.outcome == "interrupted":
             context = known_context(live.span)
             if context is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -27,7 +27,8 @@ def carrying(model: BaseChatModel, purpose: Purpose) -> Iterator[None]:
     try:
         yield
     finally:
-        _carried.reset(token)
+        with suppress(ValueError):  # a coroutine that nobody awaits may be finished in a copy of its context
+            _carried.reset(token)
 
 
 def purpose_of(model: BaseChatModel) -> Purpose:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -28,7 +28,8 @@ def admitted(guard: Guard, tool_call_id: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _admitted.reset(token)
+        with suppress(ValueError):  # a coroutine that nobody awaits may be finished in a copy of its context
+            _admitted.reset(token)
 
 
 def is_in_hand(guard: Guard, tool_call_id: str | None) -> bool:
