@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from opentelemetry.context import Context
 from opentelemetry.trace import Span
 
+from runcap.guardrails import forks
 from runcap.guardrails.events import CallEnded, CallStarted
 
 from . import semconv as sc
@@ -61,6 +62,34 @@ class Live:
         if of_model is None:
             of_model = self.by_model[model] = Totals()
         of_model.add(event)
+
+
+class Agents:
+    """Of each run, the agents under way, in the order they began."""
+
+    def __init__(self) -> None:
+        self._of_run: dict[str, tuple[str, ...]] = {}
+        self._lock = forks.rlock()
+
+    def enter(self, run_id: str, node_id: str) -> None:
+        """An agent began, or went on as another run's."""
+        with self._lock:
+            self._of_run[run_id] = (*self._of_run.get(run_id, ()), node_id)
+
+    def leave(self, run_id: str, node_id: str) -> None:
+        """It ended."""
+        with self._lock:
+            left = tuple(one for one in self._of_run.pop(run_id, ()) if one != node_id)
+            if left:
+                self._of_run[run_id] = left
+
+    def outermost(self, run_id: str) -> str:
+        """The run's outermost agent; of several side by side, the first. Empty where none is under way."""
+        return next(iter(self._of_run.get(run_id, ())), "")
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._of_run.clear()
 
 
 @dataclass(slots=True)

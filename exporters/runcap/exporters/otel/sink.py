@@ -41,7 +41,7 @@ from .beside import Beside, Setting
 from .content import DEFAULT_LIMIT, ContentMode, Contents, Redact
 from .current import Inside, Place, context_below, entered, inside_tool
 from .joint import Joint, here, known_context
-from .live import Call, Live, of_totals
+from .live import Agents, Call, Live, of_totals
 from .metrics import Meters
 from .notices import notice_of
 from .others import goes_elsewhere
@@ -112,7 +112,7 @@ class OTelSink:
         self._contents = Contents(content, redact, content_limit, logger_provider)
         self._live: dict[str, Live] = {}
         self._calls: dict[str, Call] = {}
-        self._roots: dict[str, str] = {}
+        self._agents = Agents()
         self._interrupted: Recent[tuple[str, str], SpanContext] = Recent(_PAUSED)
         self._ended: Recent[str, Span] = Recent(_JUST_ENDED)
         self._is_asked = False
@@ -178,7 +178,11 @@ class OTelSink:
         ended = self._ended.get(call_id)
         if ended is not None:
             return _ids(ended)
-        names = (getattr(event, "node_id", None), getattr(event, "parent_id", None), self._roots.get(event.run.id))
+        names = (
+            getattr(event, "node_id", None),
+            getattr(event, "parent_id", None),
+            self._agents.outermost(event.run.id),
+        )
         live = next((one for name in names if name is not None and (one := self._live.get(name))), None)
         return None if live is None else _ids(live.span)
 
@@ -197,14 +201,14 @@ class OTelSink:
 
     def trace_of(self, run_id: str) -> str | None:
         """The `traceparent` of the run's outermost agent; None where it has none under way."""
-        root = self._live.get(self._roots.get(run_id, ""))
+        root = self._live.get(self._agents.outermost(run_id))
         return None if root is None else say(root.span.get_span_context())
 
     def _add_event(self, event: Event) -> None:
         """What is no span of its own stands on one as a span event."""
         notice = notice_of(event)
         if notice is not None:
-            node_id = self._roots.get(event.run.id) if notice.of_run else getattr(event, "parent_id", None)
+            node_id = self._agents.outermost(event.run.id) if notice.of_run else getattr(event, "parent_id", None)
             live = self._live.get(node_id or "")
             span = live.span if live is not None else self._beside.here()
             span.add_event(notice.name, notice.attributes, event.time_ns)
@@ -281,7 +285,7 @@ class OTelSink:
         before = self._interrupted.get((event.run.conversation_id, event.name)) if event.resumed else None
         links = [] if before is None else [Link(before, {sc.LINK: sc.LINK_RESUMED})]
         self._open(event, f"{sc.OPERATION_AGENT} {event.name}", attributes, event.name, links)
-        self._roots.setdefault(event.run.id, event.node_id)
+        self._agents.enter(event.run.id, event.node_id)
 
     def _went_on(self, event: RunWentOn) -> None:
         live = self._live.get(event.node_id)
@@ -289,9 +293,10 @@ class OTelSink:
             return
         live.run_id = event.run.id
         live.span.set_attribute(sc.RUN_ID, event.run.id)
-        if self._roots.get(event.instead_of) == event.node_id:
-            del self._roots[event.instead_of]
-            self._roots.setdefault(event.run.id, event.node_id)
+        is_root = self._agents.outermost(event.instead_of) == event.node_id
+        self._agents.leave(event.instead_of, event.node_id)
+        self._agents.enter(event.run.id, event.node_id)
+        if is_root:
             before = parse(event.trace)
             if before is not None:
                 live.span.add_link(before, {sc.LINK: sc.LINK_RESUMED})
@@ -352,12 +357,7 @@ class OTelSink:
         span.end(event.time_ns)
 
     def _agent_ended(self, event: AgentEnded, live: Live) -> None:
-        if self._roots.get(live.run_id) == event.node_id:
-            del self._roots[live.run_id]
-            beside = (node_id for node_id, other in tuple(self._live.items()) if other.run_id == live.run_id)
-            still = next(beside, None)
-            if still is not None:  # of agents side by side in one run, the next
-                self._roots.setdefault(live.run_id, still)
+        self._agents.leave(live.run_id, event.node_id)
         if event.outcome == "interrupted":
             context = known_context(live.span)
             if context is not None:
@@ -368,7 +368,7 @@ class OTelSink:
         self._live.clear()
         self._calls.clear()
         self._contents.clear()
-        self._roots.clear()
+        self._agents.clear()
 
 
 def _ids(span: Span) -> tuple[int, int] | None:
