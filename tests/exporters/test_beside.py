@@ -6,17 +6,21 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from langchain_openai import ChatOpenAI
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import Span, SpanKind
 
 from runcap.exporters.otel.beside import Beside, Setting
+from runcap.exporters.otel.joint import Joint
 from runcap.exporters.otel.others import at_work
 from runcap.exporters.otel.sink import OTelSink
 from runcap.guardrails import Budget, Guard
@@ -229,7 +233,8 @@ def test_beside_others_too(who: str, module: str) -> None:
             ("last", "middleware", "astream"),
         ]
     ]
-    for told in play(plans):
+    for plan in plans:  # each in a process of its own, for not all of them can be switched on again
+        (told,) = play([plan])
         bill = told["bill"]
         assert total(told, COST) == Decimal(bill["usd"])
         assert total(told, TOKENS) in ((0, bill["input"]) if who == "openinference" else (bill["input"],))
@@ -269,6 +274,30 @@ def test_a_chat_span_made_by_hand_is_enriched_where_that_is_asked_for() -> None:
     assert enriched.attributes[TOKENS] == 7, "what it says itself stands"
     assert enriched.attributes[COST] == ours.attributes[COST]
     assert "runcap.step" in enriched.attributes
+
+
+@pytest.mark.parametrize("found", ["at its start", "later", "never"])
+def test_a_link_told_late_stands_on_whichever_span_it_turns_out_to_be(found: str) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("test")
+    theirs, before = tracer.start_span("theirs"), tracer.start_span("before").get_span_context()
+    known: list[Span] = [theirs] if found == "at its start" else []
+    joint = Joint({OPERATION: "invoke_agent"}, "whole", None, writes=True, lock=threading.RLock())
+    joint.look_with([lambda _: known[0] if known else None], [uuid4()], lambda _: True)
+    joint.start(tracer, "ours", context=None, kind=SpanKind.INTERNAL, start_time=1, links=[])
+    joint.add_link(before, {"what": "resumed"})
+    if found == "later":
+        known.append(theirs)
+    elif found == "at its start":
+        theirs.end()  # it hears of everything first
+    joint.end(2)
+    if found != "at its start":
+        theirs.end()
+    linked = [span for span in exporter.get_finished_spans() if span.links]
+    assert [(span.name, span.links[0].context) for span in linked] == [
+        ("ours" if found == "never" else "theirs", before)
+    ]
 
 
 def test_nobody_is_found_where_nobody_is() -> None:

@@ -145,7 +145,13 @@ class Joint(Span):
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
         """Onto the other's span, or ours."""
         with self._lock:
-            self._links.append(Link(context, attributes))
+            theirs, own = self._look(), self._own
+            if own is not None:
+                own.add_link(context, attributes)
+            elif theirs is None or not theirs.is_recording():
+                self._links.append(Link(context, attributes))
+            elif self._writes:
+                theirs.add_link(context, attributes)
 
     def update_name(self, name: str) -> None:
         """Of ours; the other's keeps its own."""
